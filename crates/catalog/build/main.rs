@@ -1,0 +1,155 @@
+//! Reads `data/`, checks it, and turns it into constants. Whatever the checks find stops the build with the file's
+//! name: a catalog that contradicts itself is never compiled in.
+
+mod check;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use serde::Deserialize;
+
+/// Text, as the build script holds it.
+pub type Str = String;
+
+/// A list that prints as a static slice does in Rust source.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: std::fmt::Debug> std::fmt::Debug for List<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("&")?;
+        f.debug_list().entries(&self.0).finish()
+    }
+}
+
+impl<T> std::ops::Deref for List<T> {
+    type Target = Vec<T>;
+    fn deref(&self) -> &Vec<T> {
+        &self.0
+    }
+}
+
+macro_rules! record {
+    ($($item:item)*) => { $(
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        $item
+    )* };
+}
+macro_rules! names {
+    ($($item:item)*) => { $(
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        $item
+    )* };
+}
+
+#[allow(dead_code)]
+mod model {
+    use super::*;
+    include!("../src/model.rs");
+}
+pub use model::*;
+
+/// Everything in `data/`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Data {
+    register: Vec<Register>,
+    choice: Vec<Choice>,
+    msr: Vec<Msr>,
+    reg: Vec<Reg>,
+    section: Vec<Section>,
+    edge: Vec<Edge>,
+    capability: Vec<Capability>,
+    constraint: Vec<Constraint>,
+    code: Vec<Code>,
+    #[serde(skip)]
+    change: Vec<Change>,
+}
+
+fn toml_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+        .map(|entry| entry.expect("directory entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=data");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=src/model.rs");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let mut all = Data::default();
+    let mut problems = Vec::new();
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    for path in [root.join("data/x86"), root.join("data/arm64"), root.join("data")].iter().flat_map(|d| toml_files(d)) {
+        match toml::from_str::<Data>(&read(&path)) {
+            Ok(mut data) => {
+                all.register.append(&mut data.register);
+                all.choice.append(&mut data.choice);
+                all.msr.append(&mut data.msr);
+                all.reg.append(&mut data.reg);
+                all.section.append(&mut data.section);
+                all.edge.append(&mut data.edge);
+                all.capability.append(&mut data.capability);
+                all.constraint.append(&mut data.constraint);
+                all.code.append(&mut data.code);
+            }
+            Err(e) => problems.push(format!("{}: {e}", path.display())),
+        }
+    }
+    for path in toml_files(&root.join("data/ledger")) {
+        match toml::from_str::<Change>(&read(&path)) {
+            Ok(change) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                if change.id != stem {
+                    problems.push(format!("{}: its id is `{}`", path.display(), change.id));
+                }
+                all.change.push(change);
+            }
+            Err(e) => problems.push(format!("{}: {e}", path.display())),
+        }
+    }
+    let arch_order = |a: Arch| a == Arch::Aarch64;
+    all.register.sort_by_key(|r| {
+        (r.at.reg, r.at.msr, r.at.table.clone(), r.at.leaf, r.at.subleaf_last.is_some(), r.at.subleaf, r.at.register.clone())
+    });
+    all.choice.sort_by(|a, b| a.name.cmp(&b.name));
+    all.msr.sort_by_key(|m| m.msr);
+    all.reg.sort_by_key(|r| r.id);
+    all.section.sort_by_key(|s| (arch_order(s.arch), s.name.clone()));
+    all.capability.sort_by_key(|c| (c.cap, c.arch.clone()));
+    all.code.sort_by(|a, b| a.code.cmp(&b.code));
+    all.change.sort_by(|a, b| a.id.cmp(&b.id));
+    check::check(&all, &mut problems);
+    if !problems.is_empty() {
+        for problem in &problems {
+            println!("cargo::error={}", problem.replace('\n', "  "));
+        }
+        std::process::exit(1);
+    }
+
+    let mut out = String::new();
+    emit(&mut out, "REGISTERS", "Register", "All registers of facets, ascending by where they are.", &all.register);
+    emit(&mut out, "CHOICES", "Choice", "All facets that are not words, ascending by name.", &all.choice);
+    emit(&mut out, "MSRS", "Msr", "All MSRs known as items of state, ascending by number.", &all.msr);
+    emit(&mut out, "REGS", "Reg", "All ONE_REG registers known as items of state, ascending by id.", &all.reg);
+    emit(&mut out, "SECTIONS", "Section", "All groups of state with an ioctl pair of their own.", &all.section);
+    emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
+    emit(&mut out, "CAPABILITIES", "Capability", "All capabilities known by name, ascending by number.", &all.capability);
+    emit(&mut out, "CONSTRAINTS", "Constraint", "What cannot be chosen apart.", &all.constraint);
+    emit(&mut out, "CODES", "Code", "The codes of findings, ascending.", &all.code);
+    emit(&mut out, "CHANGES", "Change", "The ledger, ascending by id.", &all.change);
+    let path = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("data.rs");
+    fs::write(&path, out).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+fn emit<T: std::fmt::Debug>(out: &mut String, name: &str, ty: &str, doc: &str, items: &[T]) {
+    writeln!(out, "/// {doc}\npub static {name}: &[{ty}] = &{items:?};").expect("a String takes everything");
+}

@@ -1,0 +1,55 @@
+//! Finding things in the catalog by number or name.
+
+use crate::{CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MSRS, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section};
+
+/// The MSR with this number, as an item of state.
+pub fn msr(number: u32) -> Option<&'static Msr> {
+    let at = MSRS.partition_point(|m| m.msr <= number).checked_sub(1)?;
+    let found = &MSRS[at];
+    (number <= found.last.unwrap_or(found.msr)).then_some(found)
+}
+
+/// The ONE_REG register with this id, as an item of state.
+pub fn reg(id: u64) -> Option<&'static Reg> {
+    let at = REGS.partition_point(|r| r.id <= id).checked_sub(1)?;
+    let found = &REGS[at];
+    (id <= found.last.unwrap_or(found.id)).then_some(found)
+}
+
+/// The capability with this number on this architecture (`x86_64`, `aarch64`).
+pub fn capability(cap: u32, arch: &str) -> Option<&'static Capability> {
+    let first = CAPABILITIES.partition_point(|c| c.cap < cap);
+    CAPABILITIES[first..].iter().take_while(|c| c.cap == cap).find(|c| c.arch.is_empty() || c.arch == arch)
+}
+
+/// The facet of this name that is not a word.
+pub fn choice(name: &str) -> Option<&'static Choice> {
+    CHOICES.binary_search_by(|c| c.name.cmp(name)).ok().map(|i| &CHOICES[i])
+}
+
+/// The register of this name, and the field, when the name is a field's.
+pub fn register(name: &str) -> Option<(&'static Register, Option<&'static Field>)> {
+    REGISTERS.iter().find_map(|r| {
+        let rest = name.strip_prefix(r.name)?;
+        if rest.is_empty() {
+            return Some((r, None));
+        }
+        let field = rest.strip_prefix('.')?;
+        r.fields.iter().find(|f| f.name == field).map(|f| (r, Some(f)))
+    })
+}
+
+/// The group of state of this name.
+pub fn section(name: &str) -> Option<&'static Section> {
+    SECTIONS.iter().find(|s| s.name == name)
+}
+
+/// The ledger entry with this id, in any letter case.
+pub fn change(id: &str) -> Option<&'static Change> {
+    CHANGES.iter().find(|c| c.id.eq_ignore_ascii_case(id))
+}
+
+/// The finding's code of this name.
+pub fn code(name: &str) -> Option<&'static Code> {
+    CODES.iter().find(|c| c.code == name)
+}
