@@ -39,10 +39,18 @@ macro_rules! record {
     )* };
 }
 macro_rules! names {
-    ($($item:item)*) => { $(
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident,)* })*) => { $(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
         #[serde(rename_all = "kebab-case")]
-        $item
+        pub enum $name { $($(#[$vmeta])* $variant,)* }
+
+        /// As Rust source: variants of several enums share names.
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => concat!(stringify!($name), "::", stringify!($variant)),)* })
+            }
+        }
     )* };
 }
 

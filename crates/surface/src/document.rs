@@ -62,7 +62,7 @@ pub struct Digests {
 
 /// The stable part: what the kernel answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Offer {
     /// The VM shapes that scratch VMs were made in. Lists "per shape" elsewhere follow this order.
     pub shapes: Vec<Shape>,
@@ -298,7 +298,7 @@ pub struct Unread {
 
 /// What the host is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// The kernel axis.
     pub kernel: Kernel,
@@ -312,7 +312,7 @@ pub struct Provenance {
 
 /// The kernel axis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Kernel {
     /// `uname -r`: a hint, never an identity.
     pub release: String,
@@ -326,7 +326,7 @@ pub struct Kernel {
 
 /// The CPU axis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Cpu {
     /// `AuthenticAMD`, `GenuineIntel`, `ARM`; empty when unknown.
     pub vendor: String,

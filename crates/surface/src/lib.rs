@@ -17,7 +17,7 @@ pub mod hex;
 pub mod locate;
 pub mod read;
 
-//pub use canonical::{Canonical, digest};
+pub use canonical::{Canonical, digest};
 pub use document::*;
 pub use hex::{Hex32, Hex64};
-//pub use read::{Diagnostic, Limits, ReadError, Severity};
+pub use read::{Diagnostic, Limits, ReadError, Severity};
