@@ -8,16 +8,30 @@
 //! | [`coord`] | where a word of facets is, and its name |
 //! | [`layout`] | the rules of a word as masks and intervals |
 //! | [`view`] | one host in one shape, ready to be judged |
-//! | [`contract`] | what one guest was promised, and its document |
-//! | [`finding`] | one difference or failure, with cause and remedy |
+//! | [`contract`], [`document`] | what one guest was promised, and its TOML |
+//! | [`finding`], [`cause`], [`describe`] | one difference or failure, the ledger entry behind it, its names |
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
 //! | [`verdict`] | the four verdicts |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
 
+pub mod baseline;
+pub mod carries;
+pub mod cause;
+pub mod contract;
 pub mod coord;
+pub mod describe;
+pub mod diff;
+pub mod document;
+pub mod finding;
+pub mod keeps;
 pub mod layout;
+pub mod seal;
+pub mod verdict;
 pub mod view;
 
+pub use contract::{Contract, Promise, Shown};
 pub use coord::{Coord, Table};
+pub use finding::{Axis, Finding, Outcome, Remedy};
+pub use verdict::{Exposure, Journey, Verdict, Verdicts};
 pub use view::{ChoiceOffer, Evidence, Host, Item, ItemKey, View, Word};

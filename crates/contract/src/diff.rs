@@ -1,0 +1,310 @@
+//! What differs between two hosts, facet by facet and item by item.
+
+use evenkeel_surface::{Arch, Capability, Surface};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::carries::{known, states};
+use crate::cause;
+use crate::describe::{axis, coordinate, kernel_or_boot, parts};
+use crate::finding::Axis;
+use crate::keeps::value_name;
+use crate::view::{ItemKey, View, Word};
+
+/// What became of a facet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// The default changed, and the old value cannot be selected.
+    NotSelectable,
+    /// The new host cannot give it any more.
+    NoLongerOffered,
+    /// The default changed; the old value can be selected.
+    Selectable,
+    /// The new host offers it, and gives it when nobody asks.
+    NewlyOffered,
+    /// The new host could give more, but gives the same when nobody asks.
+    NewlySelectable,
+    /// Not determined on one of the two.
+    Undetermined,
+    /// Only userspace can tell.
+    Interface,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Difference {
+    /// What sort.
+    pub class: Class,
+    /// The facet, item or capability.
+    pub subject: String,
+    /// In a line; may be empty.
+    pub title: String,
+    /// The raw coordinate; may be empty.
+    pub at: String,
+    /// The old host's value.
+    pub before: String,
+    /// The new host's value.
+    pub after: String,
+    /// What it comes from.
+    pub axis: Axis,
+    /// The shape, where it is a matter of shape.
+    pub shape: String,
+    /// The ledger entry that explains it.
+    pub cause: Option<&'static str>,
+}
+
+/// A word that differs: the cheap part of a diff, before anything is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WordDifference {
+    /// On the old host.
+    pub old: Word,
+    /// On the new host.
+    pub new: Word,
+    /// Bits in which what can be given, or what is given, differs.
+    pub bits: u64,
+}
+
+/// The words that differ between two views.
+pub fn words(o: &View, n: &View) -> Vec<WordDifference> {
+    let mut found = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while i < o.words.len() || j < n.words.len() {
+        let (a, b) = (o.words.get(i), n.words.get(j));
+        let (old, new) = match (a, b) {
+            (Some(a), Some(b)) if a.at == b.at => (*a, *b),
+            (Some(a), Some(b)) if a.at < b.at => (*a, Word::absent(a.at, a.layout)),
+            (Some(a), None) => (*a, Word::absent(a.at, a.layout)),
+            (_, Some(b)) => (Word::absent(b.at, b.layout), *b),
+            (None, None) => break,
+        };
+        i += usize::from(a.is_some_and(|a| a.at == old.at));
+        j += usize::from(b.is_some_and(|b| b.at == old.at));
+        let runtime = old.rules().runtime;
+        let bits = ((old.value ^ new.value) | (old.unknown ^ new.unknown) | (old.writable ^ new.writable)) & !runtime;
+        let bits = bits & old.at.mask();
+        if bits != 0 {
+            found.push(WordDifference { old, new, bits });
+        }
+    }
+    found
+}
+
+/// All differences between two hosts, the views of the same shapes compared with each other.
+pub fn diff(o: (&Surface, &[View]), n: (&Surface, &[View])) -> Vec<Difference> {
+    let mut found = Vec::new();
+    let mut first = true;
+    for (old, new) in o.1.iter().filter_map(|old| n.1.iter().find(|new| new.shape == old.shape).map(|new| (old, new))) {
+        // On x86 words and items do not depend on the shape.
+        if first || old.arch == Arch::Aarch64 {
+            for d in words(old, new) {
+                name_word(old, new, &d, &mut found);
+            }
+            items(old, new, &mut found);
+        }
+        first = false;
+        choices(old, new, &mut found);
+    }
+    documents(o, n, &mut found);
+    found.dedup_by(|a, b| (&a.subject, &a.before, &a.after, &a.shape) == (&b.subject, &b.before, &b.after, &b.shape));
+    found.sort_by(|a, b| (a.class, a.cause.is_none(), a.cause, &a.subject).cmp(&(b.class, b.cause.is_none(), b.cause, &b.subject)));
+    found
+}
+
+fn name_word(o: &View, n: &View, d: &WordDifference, found: &mut Vec<Difference>) {
+    let (bad, unsure) = d.new.refuses(d.old.value);
+    for part in parts(d.old.at, d.old.layout, d.bits) {
+        let (before, after) = (part.show(d.old.value), part.show(d.new.value));
+        let cause = cause::of_facet(o.arch, &part.name, &before, &after).map(|c| c.id);
+        let more = (d.new.value & part.mask) > (d.old.value & part.mask);
+        let class = if (unsure | d.old.unknown) & part.mask != 0 {
+            Class::Undetermined
+        } else if before == after {
+            Class::NewlySelectable
+        } else if bad & part.mask != 0 {
+            if more { Class::NotSelectable } else { Class::NoLongerOffered }
+        } else if more {
+            Class::NewlyOffered
+        } else {
+            Class::Selectable
+        };
+        found.push(Difference {
+            class,
+            at: coordinate(d.old.at, &part),
+            axis: axis(o, n, d.old.at, d.old.layout, part.mask),
+            subject: part.name,
+            title: part.title.to_owned(),
+            before,
+            after,
+            shape: if o.arch == Arch::Aarch64 { o.shape.clone() } else { String::new() },
+            cause,
+        });
+    }
+}
+
+fn choices(o: &View, n: &View, found: &mut Vec<Difference>) {
+    let mut indices: Vec<u16> = o.choices.iter().chain(&n.choices).map(|c| c.choice).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    for index in indices {
+        let (a, b) = (o.choice(index), n.choice(index));
+        let state = |c: Option<&crate::view::ChoiceOffer>| c.map(|c| (c.default, c.values, c.complete));
+        if state(a) == state(b) {
+            continue;
+        }
+        let facet = &evenkeel_catalog::CHOICES[usize::from(index)];
+        let absent = crate::contract::absent_of(facet);
+        let show = |c: Option<&crate::view::ChoiceOffer>| match c {
+            None => value_name(index, absent),
+            Some(c) => {
+                let others: Vec<String> = (0..64u8)
+                    .filter(|v| c.values >> v & 1 == 1 && Some(*v) != c.default)
+                    .map(|v| value_name(index, Some(v)))
+                    .collect();
+                let default = value_name(index, c.default);
+                if others.is_empty() { default } else { format!("{default} (or {})", others.join(", ")) }
+            }
+        };
+        let (old, new) = (a.map_or(absent, |c| c.default), b.map_or(absent, |c| c.default));
+        let cause = cause::of_facet(o.arch, facet.name, &value_name(index, old), &value_name(index, new))
+            .or_else(|| cause::of_facet(o.arch, facet.name, "", ""));
+        let class = match (old, new) {
+            (None, _) | (_, None) => Class::Undetermined,
+            (x, y) if x == y => Class::NewlySelectable,
+            (Some(x), _) if b.is_some_and(|b| b.values >> x & 1 == 1) => Class::Selectable,
+            _ => Class::NotSelectable,
+        };
+        found.push(Difference {
+            class,
+            subject: facet.name.to_owned(),
+            title: facet.title.to_owned(),
+            at: String::new(),
+            before: show(a),
+            after: show(b),
+            axis: kernel_or_boot(o, n),
+            shape: o.shape.clone(),
+            cause: cause.map(|c| c.id),
+        });
+    }
+}
+
+fn items(o: &View, n: &View, found: &mut Vec<Difference>) {
+    let mut keys: Vec<ItemKey> = o.items.iter().chain(n.items.iter()).map(|i| i.key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let (a, b) = (o.item(key), n.item(key));
+        if a.map(|i| (i.listed, i.write, i.reset)) == b.map(|i| (i.listed, i.write, i.reset)) {
+            continue;
+        }
+        let known = known(key);
+        let cause = cause::of_item(o.arch, key, &states(a), &states(b)).map(|c| c.id);
+        let show = |i: Option<&crate::view::Item>| match i {
+            None => "never asked, or not there".to_owned(),
+            Some(i) => {
+                let reset = i.reset.map_or(String::new(), |v| format!(", {v:#x} in a fresh guest"));
+                format!("{}{reset}", states(Some(i)).join(", "))
+            }
+        };
+        found.push(Difference {
+            class: Class::Interface,
+            subject: key.to_string(),
+            title: if known.name.is_empty() { known.title.to_owned() } else { known.name },
+            at: String::new(),
+            before: show(a),
+            after: show(b),
+            axis: kernel_or_boot(o, n),
+            shape: if o.arch == Arch::Aarch64 { o.shape.clone() } else { String::new() },
+            cause,
+        });
+    }
+}
+
+/// What a capture holds beyond words, choices and items: capabilities, attributes, measurements and what was unread.
+fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Difference>) {
+    let axis = match (o.1.first(), n.1.first()) {
+        (Some(a), Some(b)) => kernel_or_boot(a, b),
+        _ => Axis::Shape,
+    };
+    let mut add = |subject: String, title: &str, before: String, after: String| {
+        if before != after {
+            let cause = cause::of_facet(o.0.arch, &subject, &before, &after).map(|c| c.id);
+            found.push(Difference {
+                class: Class::Interface,
+                subject,
+                title: title.to_owned(),
+                at: String::new(),
+                before,
+                after,
+                axis,
+                shape: String::new(),
+                cause,
+            });
+        }
+    };
+    let (a, b) = (&o.0.offer, &n.0.offer);
+    fn pair<'a, T, K: Ord>(a: &'a [T], b: &'a [T], key: impl Fn(&T) -> K) -> Vec<(Option<&'a T>, Option<&'a T>)> {
+        let mut keys: Vec<K> = a.iter().chain(b).map(&key).collect();
+        keys.sort();
+        keys.dedup();
+        let find = |list: &'a [T], k: &K| list.iter().find(|t| key(t) == *k);
+        keys.iter().map(|k| (find(a, k), find(b, k))).collect()
+    }
+    let json = |t: Option<String>| t.unwrap_or_else(|| "none".to_owned());
+    let text = |v: serde_json::Result<String>| v.unwrap_or_default();
+    for (x, y) in pair(&a.capabilities, &b.capabilities, |c| c.cap) {
+        let Some(cap) = x.or(y).map(|c| c.cap) else { continue };
+        let known = evenkeel_catalog::capability(cap, o.0.arch.name());
+        let asked = |offer: &evenkeel_surface::Offer, c: Option<&Capability>| match c {
+            Some(c) => show_capability(c),
+            None if cap < offer.capabilities_asked => "0".to_owned(),
+            None => "not asked".to_owned(),
+        };
+        add(format!("cap.{cap}"), known.map_or("", |k| k.name), asked(a, x), asked(b, y));
+    }
+    for (x, y) in pair(&a.attributes, &b.attributes, |t| (t.fd.clone(), t.group, t.attr, t.shapes.clone())) {
+        let Some(t) = x.or(y) else { continue };
+        let show = |t: Option<&evenkeel_surface::Attribute>| json(t.map(|t| t.value.map_or("there".into(), |v| v.to_string())));
+        add(format!("attribute.{}.{}.{}", t.fd, t.group, t.attr), "a device attribute", show(x), show(y));
+    }
+    for (x, y) in pair(&a.measured, &b.measured, |m| (m.facet.clone(), m.shape)) {
+        let Some(m) = x.or(y) else { continue };
+        let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
+        add(m.facet.clone(), "measured on a scratch VM", show(x), show(y));
+    }
+    for (x, y) in pair(&a.unread, &b.unread, |u| (u.what.clone(), u.call.clone())) {
+        let Some(u) = x.or(y) else { continue };
+        let show = |u: Option<&evenkeel_surface::Unread>| u.map_or("read".to_owned(), |u| format!("not read: {}", u.why));
+        add(u.what.clone(), "could not be read", show(x), show(y));
+    }
+    for (x, y) in pair(&a.sections, &b.sections, |s| (s.item.clone(), s.shapes.clone())) {
+        let Some(s) = x.or(y) else { continue };
+        let show = |s: Option<&evenkeel_surface::Section>| json(s.map(|s| text(serde_json::to_string(s))));
+        add(s.item.clone(), "a group of state", show(x), show(y));
+    }
+    for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
+        let Some(r) = x.or(y) else { continue };
+        let described = crate::coord::Coord::Reg(r.id.0).layout().is_some();
+        // Registers that are words or items were compared above; those that are choices only here.
+        if !described && evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
+            let show = |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
+            add(format!("reg.{:x}", r.id.0), "a register that is a choice", show(x), show(y));
+        }
+    }
+    for (x, y) in pair(&a.shapes, &b.shapes, |s| s.name.clone()) {
+        let Some(s) = x.or(y) else { continue };
+        let show = |s: Option<&evenkeel_surface::Shape>| json(s.map(|s| s.features.join(" ")));
+        add(format!("shape.{}", s.name), "a shape that a VM can be made in", show(x), show(y));
+    }
+    add("capabilities.asked".to_owned(), "how many capabilities were asked for", a.capabilities_asked.to_string(), b.capabilities_asked.to_string());
+}
+
+fn show_capability(c: &Capability) -> String {
+    match (c.all, c.system) {
+        (Some(all), _) => all.to_string(),
+        (None, system) => {
+            let vm: Vec<String> = c.vm.iter().map(i32::to_string).collect();
+            format!("{} on the system, {} on VMs", system.unwrap_or(0), vm.join("/"))
+        }
+    }
+}
