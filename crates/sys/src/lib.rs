@@ -1,1 +1,49 @@
-//! In the making.
+//! Every kernel interface that evenkeel uses, through **one choke point**: [`Backend`].
+//!
+//! A backend opens device nodes, makes ioctls and reads what describes the host (`/proc/cmdline`, module parameters,
+//! the CPUID instruction). There are four:
+//!
+//! * [`Live`]: the kernel itself,
+//! * [`Recording`]: passes calls on to another backend and keeps an ordered [`Log`],
+//! * [`Replaying`]: answers from a log; a call that is not the next one in it is an error that names both,
+//! * [`Faulty`]: passes calls on, except for those that its plan makes fail, lie, dawdle or answer wrongly.
+//!
+//! On top of it is a thin typed layer, [`System`], [`Vm`], [`Vcpu`] and [`Device`], whose errors say which ioctl with
+//! which argument failed and why. Nothing here depends on the architecture that it was built for except [`Live`]:
+//! a log of an arm64 host replays on an x86 laptop. State that is an ioctl structure is passed as bytes, in the
+//! kernel's layout, which is ABI.
+//!
+//! This crate holds all of the `unsafe` code on the host's side.
+
+mod backend;
+mod device;
+mod environment;
+mod error;
+mod faulty;
+mod fd;
+pub mod layout;
+mod live;
+mod log;
+mod net;
+mod recording;
+mod replaying;
+mod request;
+pub mod requests;
+mod system;
+mod vcpu;
+mod vm;
+
+pub use backend::{Arg, Backend, Handle, Source};
+pub use device::Device;
+pub use error::{Errno, Error, Refusal};
+pub use faulty::{Fault, Faulty, Rule, When};
+pub use fd::Fd;
+pub use live::Live;
+pub use log::{Entry, Log, LogError};
+pub use net::{Tap, vhost_features};
+pub use recording::Recording;
+pub use replaying::Replaying;
+pub use request::{Creates, FdKind, Flow, Request, Tail};
+pub use system::System;
+pub use vcpu::{Msrs, Vcpu};
+pub use vm::Vm;

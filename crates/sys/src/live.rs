@@ -1,0 +1,172 @@
+//! The kernel itself.
+
+use std::ffi::c_void;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+
+use crate::{Arg, Backend, Creates, Errno, FdKind, Handle, Refusal, Request, Source, environment};
+
+/// Real ioctls on real file descriptors.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// By handle number; a closed one stays empty, so that numbers are never used again.
+    fds: RwLock<Vec<Option<Arc<OwnedFd>>>>,
+}
+
+impl Live {
+    /// Nothing open yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn keep(&self, fd: OwnedFd) -> Handle {
+        let mut fds = self.fds.write().unwrap_or_else(PoisonError::into_inner);
+        fds.push(Some(Arc::new(fd)));
+        Handle(fds.len() as u32 - 1)
+    }
+
+    fn fd(&self, handle: Handle) -> Result<Arc<OwnedFd>, Refusal> {
+        let fds = self.fds.read().unwrap_or_else(PoisonError::into_inner);
+        // The clone keeps the descriptor open for as long as the ioctl runs, without holding the lock meanwhile.
+        fds.get(handle.0 as usize).cloned().flatten().ok_or(Refusal::Errno(Errno::EBADF))
+    }
+}
+
+impl Backend for Live {
+    fn open(&self, path: &str, _: FdKind) -> Result<Handle, Refusal> {
+        let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Errno(e.raw_os_error()))?;
+        Ok(self.keep(fd))
+    }
+
+    fn call(&self, handle: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
+        let fd = self.fd(handle)?;
+        check(request, &arg)?;
+        let mut made = None;
+        let returned = match arg {
+            Arg::Int(value) => ioctl(&fd, request, value as usize as *mut c_void),
+            Arg::In(bytes) if request.slack == 0 => ioctl(&fd, request, bytes.as_ptr().cast_mut().cast()),
+            Arg::In(bytes) => ioctl(&fd, request, roomy(bytes, request.slack).as_mut_ptr().cast()),
+            Arg::Out(bytes) if request.slack == 0 => {
+                let returned = ioctl(&fd, request, bytes.as_mut_ptr().cast())?;
+                if let Some(Creates::Field(_, at)) = request.creates {
+                    made = Some((crate::layout::word(bytes, at) as i32, at, bytes));
+                }
+                Ok(returned)
+            }
+            Arg::Out(bytes) => {
+                let mut room = roomy(bytes, request.slack);
+                let returned = ioctl(&fd, request, room.as_mut_ptr().cast());
+                bytes.copy_from_slice(&room[..bytes.len()]);
+                returned
+            }
+            Arg::Pointing { head, payload } => {
+                let mut head = head.to_vec();
+                let mut room = roomy(payload, request.slack);
+                let (at, _) = request.payload.ok_or_else(|| shape(request))?;
+                head[at..at + 8].copy_from_slice(&(room.as_mut_ptr() as u64).to_ne_bytes());
+                let returned = ioctl(&fd, request, head.as_mut_ptr().cast());
+                payload.copy_from_slice(&room[..payload.len()]);
+                returned
+            }
+        }?;
+        match (request.creates, made) {
+            (Some(Creates::Returned(_)), _) => Ok(self.keep(own(returned)).0 as i32),
+            (Some(Creates::Field(..)), Some((number, at, bytes))) => {
+                let handle = self.keep(own(number));
+                bytes[at..at + 4].copy_from_slice(&handle.0.to_ne_bytes());
+                Ok(returned)
+            }
+            _ => Ok(returned),
+        }
+    }
+
+    fn read(&self, source: Source<'_>) -> Result<Vec<u8>, Refusal> {
+        environment::read(source)
+    }
+
+    fn close(&self, handle: Handle) {
+        let mut fds = self.fds.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = fds.get_mut(handle.0 as usize) {
+            *fd = None;
+        }
+    }
+}
+
+fn shape(request: &Request) -> Refusal {
+    Refusal::Nonsense(format!("{} does not take an argument of this form", request.name))
+}
+
+/// The buffer holds all that the kernel will touch, as far as the request says; the rest is what `slack` is for.
+fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
+    let fits = |bytes: &[u8]| {
+        let tail = request.tail.map_or(0, |t| {
+            (crate::layout::word(bytes, t.count_at) as usize).saturating_mul(t.each).saturating_add(t.base)
+        });
+        bytes.len() >= request.size().max(tail)
+    };
+    let (right, fits) = match arg {
+        Arg::Int(_) => (!request.flow.goes_in() && !request.flow.comes_out(), true),
+        Arg::In(bytes) => (!request.flow.comes_out() && request.flow.goes_in() && request.payload.is_none(), fits(bytes)),
+        Arg::Out(bytes) => (request.flow.comes_out(), fits(bytes)),
+        Arg::Pointing { head, payload } => {
+            let enough = match request.name {
+                "KVM_ARM_GET_REG_WRITABLE_MASKS" => crate::layout::ARM_FEATURE_ID_RANGE * 8,
+                _ => 0,
+            };
+            (request.payload.is_some_and(|(at, _)| at + 8 <= head.len()), fits(head) && payload.len() >= enough)
+        }
+    };
+    match (right, fits) {
+        (false, _) => Err(shape(request)),
+        (_, false) => Err(Refusal::Nonsense(format!("the buffer is too small for {}", request.name))),
+        _ => Ok(()),
+    }
+}
+
+fn roomy(bytes: &[u8], slack: usize) -> Vec<u8> {
+    let mut room = Vec::with_capacity(bytes.len() + slack);
+    room.extend_from_slice(bytes);
+    room.resize(bytes.len() + slack, 0);
+    room
+}
+
+fn own(number: i32) -> OwnedFd {
+    // SAFETY: the ioctl that returned this number has just created the descriptor and nothing else owns it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// A request with its argument as the kernel takes it.
+struct Raw {
+    number: u32,
+    argument: *mut c_void,
+}
+
+// SAFETY: number and argument are passed as they are, and `output_from_ptr` does not look at the pointer.
+unsafe impl Ioctl for Raw {
+    type Output = i32;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.number as Opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.argument
+    }
+
+    unsafe fn output_from_ptr(returned: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(returned)
+    }
+}
+
+fn ioctl(fd: &OwnedFd, request: &Request, argument: *mut c_void) -> Result<i32, Refusal> {
+    // SAFETY: `check` has seen that the argument is an integer where the request takes one, or else points at a buffer
+    // that holds the structure with its array; requests whose structure the kernel sizes by itself get `slack` bytes
+    // more. `Request`s are made in this crate only, so these bounds are those of the kernel's headers.
+    let returned = unsafe { rustix::ioctl::ioctl(fd, Raw { number: request.number, argument }) };
+    returned.map_err(|e| Refusal::Errno(Errno(e.raw_os_error())))
+}

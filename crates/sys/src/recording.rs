@@ -1,0 +1,81 @@
+//! Passes calls on and keeps an ordered log.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Arg, Backend, Entry, FdKind, Handle, Log, Refusal, Request, Source, log::Bytes};
+
+/// Wraps a backend; what is asked and answered is kept, in order.
+pub struct Recording<B> {
+    inner: B,
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl<B: Backend> Recording<B> {
+    /// Records what this backend is asked.
+    pub fn new(inner: B) -> Self {
+        Recording { inner, entries: Mutex::default() }
+    }
+
+    /// What was recorded.
+    pub fn into_log(self) -> Log {
+        Log { entries: self.entries.into_inner().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn keep(&self, entry: Entry) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+}
+
+impl<B: Backend> Backend for Recording<B> {
+    fn open(&self, path: &str, kind: FdKind) -> Result<Handle, Refusal> {
+        let mut entry = Entry::open(path, kind);
+        let opened = self.inner.open(path, kind);
+        match &opened {
+            Ok(handle) => entry.ret = Some(handle.0 as i32),
+            Err(why) => entry.refuse(why),
+        }
+        self.keep(entry);
+        opened
+    }
+
+    fn call(&self, fd: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
+        let mut entry = Entry::ioctl(fd, request, &arg);
+        let returned = match arg {
+            Arg::Out(bytes) => {
+                let returned = self.inner.call(fd, request, Arg::Out(bytes));
+                // Of a failure too: E2BIG comes with the length that would have done.
+                entry.out = Some(Bytes::new(bytes));
+                returned
+            }
+            Arg::Pointing { head, payload } => {
+                let returned = self.inner.call(fd, request, Arg::Pointing { head, payload });
+                if request.payload.is_some_and(|(_, flow)| flow.comes_out()) {
+                    entry.out = Some(Bytes::new(payload));
+                }
+                returned
+            }
+            arg => self.inner.call(fd, request, arg),
+        };
+        match &returned {
+            Ok(value) => entry.ret = Some(*value),
+            Err(why) => entry.refuse(why),
+        }
+        self.keep(entry);
+        returned
+    }
+
+    fn read(&self, source: Source<'_>) -> Result<Vec<u8>, Refusal> {
+        let mut entry = Entry::read(source);
+        let read = self.inner.read(source);
+        match &read {
+            Ok(bytes) => entry.out = Some(Bytes::new(bytes)),
+            Err(why) => entry.refuse(why),
+        }
+        self.keep(entry);
+        read
+    }
+
+    fn close(&self, fd: Handle) {
+        self.inner.close(fd);
+    }
+}

@@ -1,0 +1,71 @@
+//! A VM.
+
+use std::ops::Deref;
+
+use crate::layout::{ARM_FEATURE_ID_RANGE, ARM_REG_MASK_RANGE, ARM_VCPU_INIT, CREATE_DEVICE, X86_IRQCHIP, X86_PIT_CONFIG, long, word};
+use crate::requests::*;
+use crate::{Arg, Device, Error, Fd, FdKind, Vcpu};
+
+/// A VM. It lives as long as this or one of its vCPUs and devices does.
+#[derive(Debug)]
+pub struct Vm<'b>(Fd<'b>);
+
+impl<'b> Vm<'b> {
+    pub(crate) fn new(fd: Fd<'b>) -> Self {
+        Vm(fd)
+    }
+
+    /// KVM_CREATE_VCPU.
+    pub fn create_vcpu(&self, id: u64) -> Result<Vcpu<'b>, Error> {
+        let number = self.int(&KVM_CREATE_VCPU, id)?;
+        Ok(Vcpu::new(self.adopt(number, FdKind::Vcpu)))
+    }
+
+    /// KVM_CREATE_DEVICE, of a KVM_DEV_TYPE_*.
+    pub fn create_device(&self, kind: u32) -> Result<Device<'b>, Error> {
+        let mut bytes = [0u8; CREATE_DEVICE];
+        bytes[..4].copy_from_slice(&kind.to_ne_bytes());
+        self.call(&KVM_CREATE_DEVICE, Arg::Out(&mut bytes), kind)?;
+        Ok(Device::new(self.adopt(word(&bytes, 4) as i32, FdKind::Device)))
+    }
+
+    /// KVM_CREATE_IRQCHIP (x86): PIC, IOAPIC and local APICs in the kernel.
+    pub fn create_irqchip(&self) -> Result<(), Error> {
+        self.int(&KVM_CREATE_IRQCHIP, 0).map(drop)
+    }
+
+    /// KVM_CREATE_PIT2 (x86) with these flags.
+    pub fn create_pit2(&self, flags: u32) -> Result<(), Error> {
+        let mut bytes = [0u8; X86_PIT_CONFIG];
+        bytes[..4].copy_from_slice(&flags.to_ne_bytes());
+        self.set(&KVM_CREATE_PIT2, &bytes).map(drop)
+    }
+
+    /// KVM_GET_IRQCHIP (x86): 0 and 1 are the PICs, 2 the IOAPIC.
+    pub fn irqchip(&self, chip: u32) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0u8; X86_IRQCHIP];
+        bytes[..4].copy_from_slice(&chip.to_ne_bytes());
+        self.call(&KVM_GET_IRQCHIP, Arg::Out(&mut bytes), chip)?;
+        Ok(bytes)
+    }
+
+    /// KVM_ARM_PREFERRED_TARGET (arm64): the target word.
+    pub fn preferred_target(&self) -> Result<u32, Error> {
+        self.get(&KVM_ARM_PREFERRED_TARGET, ARM_VCPU_INIT).map(|bytes| word(&bytes, 0))
+    }
+
+    /// KVM_ARM_GET_REG_WRITABLE_MASKS (arm64): 192 masks, by `op1 << 6 | crm << 3 | op2`, where op1 = 3 counts as 2.
+    pub fn writable_masks(&self) -> Result<Vec<u64>, Error> {
+        let head = [0u8; ARM_REG_MASK_RANGE];
+        let mut payload = vec![0u8; ARM_FEATURE_ID_RANGE * 8];
+        self.call(&KVM_ARM_GET_REG_WRITABLE_MASKS, Arg::Pointing { head: &head, payload: &mut payload }, "")?;
+        Ok(payload.chunks_exact(8).map(|b| long(b, 0)).collect())
+    }
+}
+
+impl<'b> Deref for Vm<'b> {
+    type Target = Fd<'b>;
+    fn deref(&self) -> &Fd<'b> {
+        &self.0
+    }
+}
