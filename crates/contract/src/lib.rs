@@ -26,6 +26,7 @@ pub mod document;
 pub mod finding;
 pub mod keeps;
 pub mod layout;
+pub mod predict;
 pub mod seal;
 pub mod verdict;
 pub mod view;
