@@ -1,0 +1,137 @@
+//! What can go wrong between a kernel's name and a program's results.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::frame::FrameError;
+
+/// An error of the lab. Its text says what, why, and what to do about it where there is something to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No kernel of this name is listed.
+    #[error("no kernel is called `{name}`\nhint: one of {known}")]
+    UnknownKernel {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The kernel is listed, and not in the cache.
+    #[error("{name} is not in {cache}\nhint: evenkeel lab fetch {name}")]
+    NotFetched {
+        /// The kernel's short name.
+        name: String,
+        /// Where it was looked for.
+        cache: PathBuf,
+    },
+    /// A file or folder could not be used.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A program that the lab needs is missing or failed.
+    #[error("{program}: {why}\nhint: {hint}")]
+    Tool {
+        /// The program's name.
+        program: String,
+        /// What it said.
+        why: String,
+        /// What brings it, or what to look at.
+        hint: String,
+    },
+    /// The archive could not be used.
+    #[error("cannot fetch {what}: {why}\nhint: {hint}")]
+    Fetch {
+        /// Package or index.
+        what: String,
+        /// What went wrong.
+        why: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A package is not the one that the list names.
+    #[error(
+        "{package}: its SHA-256 is {found}, the list has {expected}\nhint: the file was deleted; fetch again"
+    )]
+    Digest {
+        /// The package's name.
+        package: String,
+        /// What the list has.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A kernel's packages do not hold what they should.
+    #[error("{what}: {why}")]
+    Kernel {
+        /// The kernel or the module.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A binary that runs inside is missing.
+    #[error(
+        "no static {arch} {name} beside this program\nhint: cargo xtask cross; or name its folder in EVENKEEL_STATIC"
+    )]
+    NoBinary {
+        /// `evenkeel` or `evenkeel-lab-init`.
+        name: String,
+        /// The architecture's name.
+        arch: &'static str,
+    },
+    /// The emulated host did not finish in time and was killed.
+    #[error("{kernel} did not finish in {} s and was killed\n{console}", after.as_secs())]
+    Timeout {
+        /// The kernel's short name.
+        kernel: String,
+        /// How long it was given.
+        after: Duration,
+        /// The end of its console.
+        console: String,
+    },
+    /// The emulated host stopped without results: a panic, a reset, an emulator that refused its arguments.
+    #[error("{kernel} stopped before its results were complete ({why})\n{console}")]
+    Died {
+        /// The kernel's short name.
+        kernel: String,
+        /// What is missing or how the emulator ended.
+        why: String,
+        /// The end of its console.
+        console: String,
+    },
+    /// The init inside could not do its work: a module that does not load, a program that does not start.
+    #[error("{kernel}: {message}\n{console}")]
+    Inside {
+        /// The kernel's short name.
+        kernel: String,
+        /// What the init said.
+        message: String,
+        /// The end of its console.
+        console: String,
+    },
+    /// The results came back damaged.
+    #[error("{kernel}: damaged results: {source}\n{console}")]
+    Damaged {
+        /// The kernel's short name.
+        kernel: String,
+        /// What is wrong with them.
+        source: FrameError,
+        /// The end of its console.
+        console: String,
+    },
+}
+
+impl Error {
+    /// For `map_err` after file operations.
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { what, path, source }
+    }
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask captures`: the bundled captures, made anew by the lab.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
+
+use crate::{Result, root, static_binaries};
+
+/// Arguments of `cargo xtask captures`.
+#[derive(Args)]
+pub struct Captures {
+    /// The kernels to capture, by short name; all without any.
+    kernels: Vec<String>,
+    /// The folder to write to.
+    #[arg(long, short, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Seconds that a kernel may take.
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    /// Another static binary to run in place of `evenkeel capture`, one for each architecture in FOLDER/ARCH/NAME.
+    #[arg(long, value_name = "NAME", default_value = "evenkeel")]
+    bin: String,
+}
+
+/// The file that the program inside writes.
+const SURFACE: &str = "surface.json";
+
+impl Captures {
+    /// Captures each kernel; one that fails does not stop the others, and fails the whole at the end.
+    pub fn run(self) -> Result {
+        let chosen: Vec<&Kernel> = match self.kernels.as_slice() {
+            [] => kernels().iter().collect(),
+            names => {
+                names.iter().map(|name| kernel(name).map_err(|e| e.to_string())).collect::<Result<_>>()?
+            }
+        };
+        let out = self.out.clone().unwrap_or_else(|| root().join("crates/hosts/captures"));
+        fs::create_dir_all(&out).map_err(|e| format!("cannot create {}: {e}", out.display()))?;
+        let cache = Cache::locate().map_err(|e| e.to_string())?;
+        let options = Options {
+            cache,
+            binaries: static_binaries(),
+            memory_mib: 256,
+            timeout: Duration::from_secs(self.timeout),
+        };
+
+        let mut failed = Vec::new();
+        for kernel in &chosen {
+            match self.capture(kernel, &options) {
+                Ok((surface, words)) => {
+                    let path = out.join(format!("{}.json", kernel.name));
+                    fs::write(&path, surface).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+                    eprintln!("{}: {words}", kernel.name);
+                }
+                Err(words) => {
+                    eprintln!("{}: FAILED: {words}", kernel.name);
+                    failed.push(kernel.name.as_str());
+                }
+            }
+        }
+        eprintln!("{} captured, {} failed", chosen.len() - failed.len(), failed.len());
+        if failed.is_empty() { Ok(()) } else { Err(format!("no capture of {}", failed.join(", "))) }
+    }
+
+    fn capture(&self, kernel: &Kernel, options: &Options) -> Result<(Vec<u8>, String)> {
+        let words = |e: evenkeel_lab::Error| e.to_string();
+        fetch(&[kernel], &options.cache, &mut |line| eprintln!("{line}")).map_err(words)?;
+        let binary = options.binary(&self.bin, kernel.arch).map_err(words)?;
+        let job = Job::new(binary).arg("capture").arg("-o").arg(SURFACE).output(SURFACE);
+        let mut output = run(kernel, &job, options).map_err(words)?;
+        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.exit != Exit::Code(0) {
+            return Err(format!("{:?} under {}: {stderr}", output.exit, output.release));
+        }
+        let surface = output.files.remove(SURFACE).ok_or_else(|| {
+            let why = output.missing.get(SURFACE).map_or("no reason given", String::as_str);
+            format!("the program exited with 0 and left no {SURFACE}: {why}")
+        })?;
+        let seconds = |duration: Duration| format!("{:.1}", duration.as_secs_f64());
+        let took = output.durations;
+        let summary = format!(
+            "{}: boot {} s, program {} s, whole {} s; {} KiB{}{stderr}",
+            output.release,
+            seconds(took.boot),
+            seconds(took.job),
+            seconds(took.total),
+            surface.len() / 1024,
+            if stderr.is_empty() { "" } else { "; it said: " },
+        );
+        Ok((surface, summary))
+    }
+}
