@@ -230,3 +230,52 @@ impl Clock {
         Durations { boot: ready, job: self.done.unwrap_or(ready) - ready, total }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collected(frames: &[Frame<'_>]) -> Result<Output, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::in_folder(folder.path(), Path::new("/k"));
+        fs::write(&files.words, "warning: TCG doesn't support requested feature\nout of cheese\n").unwrap();
+        let console = "one\n\nKernel panic\n";
+        collect(frames, &Context { kernel: &crate::kernels()[0], console, files: &files })
+    }
+
+    fn frame(kind: Kind, body: &[u8]) -> Frame<'_> {
+        Frame { kind, name: "", body }
+    }
+
+    #[test]
+    fn complete_results_are_an_output() {
+        let frames = [
+            frame(Kind::Ready, b"6.1"),
+            frame(Kind::Killed, &[9, 0, 0, 0]),
+            frame(Kind::Stdout, b"out"),
+            frame(Kind::Stderr, b"err"),
+            Frame { kind: Kind::File, name: "a", body: b"1" },
+            Frame { kind: Kind::Missing, name: "b", body: b"gone" },
+        ];
+        let output = collected(&frames).unwrap();
+        assert_eq!((output.exit, output.release.as_str()), (Exit::Signal(9), "6.1"));
+        assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out"[..], &b"err"[..]));
+        assert_eq!(output.files["a"], b"1");
+        assert_eq!(output.missing["b"], "gone");
+    }
+
+    #[test]
+    fn results_that_lack_something_are_an_error_with_the_console() {
+        let error = collected(&[frame(Kind::Ready, b"6.1")]).unwrap_err().to_string();
+        assert!(error.contains("no exit status") && error.contains("| Kernel panic"), "{error}");
+        assert!(error.contains("emulator: out of cheese") && !error.contains("TCG"), "{error}");
+        let error = collected(&[frame(Kind::Exited, b"123")]).unwrap_err().to_string();
+        assert!(error.contains("an exit of no size"), "{error}");
+    }
+
+    #[test]
+    fn what_the_init_says_is_the_error() {
+        let error = collected(&[frame(Kind::Failure, b"cannot load the module kvm")]).unwrap_err();
+        assert!(matches!(&error, Error::Inside { message, .. } if message.contains("kvm")), "{error}");
+    }
+}
