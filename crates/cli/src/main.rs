@@ -1,1 +1,123 @@
-fn main() {}
+//! The command. Thin: it names things, asks the other crates, prints, and turns an outcome into an exit code.
+
+mod commands;
+mod failure;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::failure::Failure;
+
+/// Keeps a KVM guest's environment the same while the host kernel under it is upgraded and rolled back.
+#[derive(Parser)]
+#[command(name = "evenkeel", version, about, after_help = HOSTS, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const HOSTS: &str = "HOST is a capture file, `here` (this machine), `HOST@KERNEL` (that CPU under a bundled kernel, \
+predicted), or a bundled capture: `evenkeel hosts` lists them.\n\nExit codes: 0 holds, 1 does not hold, 2 bad use or bad \
+input, 3 unknown or could not be measured.";
+
+/// Options that every command has.
+#[derive(Args, Clone, Copy)]
+struct Global {
+    /// How to print the answer.
+    #[arg(long, value_enum, default_value_t = Format::Text, global = true)]
+    format: Format,
+    /// Every facet by name, and what needs nothing.
+    #[arg(long, global = true)]
+    all: bool,
+}
+
+/// How to print.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For machines: one JSON document, described in docs/schema.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What can this host show a guest? Writes a capture.
+    Capture(commands::capture::Capture),
+    /// What differs between two hosts, what it means, and which selector brings it back.
+    Diff(commands::diff::Diff),
+    /// Can each host keep this contract?
+    Check(commands::check::Check),
+    /// Does a guest survive the change from OLD to NEW, and the way back? Four verdicts.
+    Survive(commands::survive::Survive),
+    /// The richest contract that all of these hosts can keep, and what each of them cost.
+    Baseline(commands::baseline::Baseline),
+    /// What would a host add to this contract that nobody named?
+    Seal(commands::seal::Seal),
+    /// A code, facet, state item, capability or ledger entry, in plain words and with sources.
+    Explain(commands::explain::Explain),
+    /// The surface of a kernel that is not installed, on this CPU.
+    Predict(commands::predict::Predict),
+    /// The bundled captures, and what their names stand for.
+    Hosts(commands::hosts::Hosts),
+    /// A completion script for a shell, on standard output.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Manual pages, one a command, into a directory.
+    Man {
+        /// Where to; it must exist.
+        directory: std::path::PathBuf,
+    },
+    /// The JSON Schema of a document.
+    Schema {
+        /// Which document.
+        #[arg(value_enum)]
+        document: commands::schema::Document,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let code = if e.use_stderr() { 2 } else { 0 };
+            // Nothing can be done about a closed terminal.
+            let _ = e.print();
+            return ExitCode::from(code);
+        }
+    };
+    let global = cli.global;
+    let done = match cli.command {
+        Command::Capture(c) => c.run(global),
+        Command::Diff(c) => c.run(global),
+        Command::Check(c) => c.run(global),
+        Command::Survive(c) => c.run(global),
+        Command::Baseline(c) => c.run(global),
+        Command::Seal(c) => c.run(global),
+        Command::Explain(c) => c.run(global),
+        Command::Predict(c) => c.run(global),
+        Command::Hosts(c) => c.run(global),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
+        }
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .map(|()| 0)
+            .map_err(|e| Failure::file(&directory, &e)),
+        Command::Schema { document } => output::json(&document.schema()).map(|()| 0),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.exit)
+        }
+    }
+}

@@ -59,6 +59,8 @@ pub struct Verdict {
 pub struct Verdicts {
     /// The contract's name: `unpinned` for the guest whose VMM pins nothing.
     pub guest: String,
+    /// The shapes that were looked at.
+    pub shapes: Vec<String>,
     /// The four answers, in the order of [`Journey::ALL`].
     pub verdicts: Vec<Verdict>,
 }
@@ -130,7 +132,9 @@ pub fn unpinned(o: &[View], n: &[View]) -> Verdicts {
         });
         conclude(journey, found)
     });
-    Verdicts { guest: "unpinned".to_owned(), verdicts: verdicts.into() }
+    let common = o.iter().filter(|old| n.iter().any(|new| new.shape == old.shape));
+    let shapes = common.map(|v| v.shape.clone()).collect();
+    Verdicts { guest: "unpinned".to_owned(), shapes, verdicts: verdicts.into() }
 }
 
 /// The four verdicts for a guest under a contract; the VMM selects and takes on duties.
@@ -139,7 +143,31 @@ pub fn under(contract: &Contract, o: &[View], n: &[View]) -> Verdicts {
     let (o, n) = (only(o), only(n));
     let verdicts = Journey::ALL
         .map(|journey| conclude(journey, in_every_shape(&o, &n, |old, new| ask(contract, journey, old, new, true))));
-    Verdicts { guest: contract.name.clone(), verdicts: verdicts.into() }
+    Verdicts { guest: contract.name.clone(), shapes: vec![contract.shape.clone()], verdicts: verdicts.into() }
+}
+
+/// Folds the verdicts of one kind of guest in several shapes into one.
+pub fn fold_guests(each: Vec<Verdicts>) -> Verdicts {
+    let asked = each.len();
+    let guest = each.first().map_or_else(String::new, |v| v.guest.clone());
+    let verdicts = Journey::ALL.map(|journey| {
+        let of = each.iter().flat_map(|v| &v.verdicts).filter(|v| v.journey == journey);
+        let evidence = of.clone().map(|v| v.evidence).min().unwrap_or(Evidence::Predicted);
+        let shape = |v: &Verdicts| -> Vec<Finding> {
+            v.verdicts.iter().filter(|v| v.journey == journey).flat_map(|v| v.findings.clone()).collect()
+        };
+        // A guest under a contract has one shape, so its findings name none: they are put back before folding.
+        let findings = each.iter().flat_map(|v| {
+            let mut findings = shape(v);
+            for f in findings.iter_mut().filter(|f| f.shapes.is_empty()) {
+                f.shapes.clone_from(&v.shapes);
+            }
+            findings
+        });
+        conclude(journey, (fold(findings.collect(), asked), evidence))
+    });
+    let shapes = each.iter().flat_map(|v| v.shapes.clone()).collect();
+    Verdicts { guest, shapes, verdicts: verdicts.into() }
 }
 
 /// One question in one shape. `pinned`: the VMM selects values and takes on duties.

@@ -182,13 +182,8 @@ pub fn surface(bytes: &[u8], limits: &Limits) -> Result<Surface, ReadError> {
     let text = text(bytes, limits)?;
     let parts = split(text)?;
     let offer = self::offer(text, &parts, limits)?;
-    let mut problems = Vec::new();
-    let provenance = part::<Provenance>(text, parts.provenance, &mut problems);
-    let volatile = part::<Volatile>(text, parts.volatile, &mut problems);
-    let (Some(provenance), Some(volatile)) = (provenance, volatile) else {
-        return Err(ReadError { diagnostics: problems });
-    };
-    check_digest(text, "provenance", parts.provenance, &parts.digests.provenance, &provenance)?;
+    let provenance = self::provenance(text, &parts)?;
+    let volatile = part::<Volatile>(text, parts.volatile)?;
     Ok(Surface { schema: SCHEMA.to_owned(), arch: parts.arch, digests: parts.digests, offer, provenance, volatile })
 }
 
@@ -206,13 +201,21 @@ pub fn offer(text: &str, parts: &Parts<'_>, limits: &Limits) -> Result<Offer, Re
     if problems.is_empty() { Ok(offer) } else { Err(ReadError { diagnostics: problems }) }
 }
 
-fn part<T: DeserializeOwned>(text: &str, part: &str, problems: &mut Vec<Diagnostic>) -> Option<T> {
-    serde_json::from_str(part)
-        .map_err(|e| {
-            let at = span_in(text, part).start + offset_of(part, &e);
-            problems.extend(error("bad-document", words(&e), at..at, "").diagnostics);
-        })
-        .ok()
+/// Parses and checks the `provenance` of a file that was split.
+///
+/// # Errors
+/// What is wrong with it, with its place.
+pub fn provenance(text: &str, parts: &Parts<'_>) -> Result<Provenance, ReadError> {
+    let provenance: Provenance = part(text, parts.provenance)?;
+    check_digest(text, "provenance", parts.provenance, &parts.digests.provenance, &provenance)?;
+    Ok(provenance)
+}
+
+fn part<T: DeserializeOwned>(text: &str, part: &str) -> Result<T, ReadError> {
+    serde_json::from_str(part).map_err(|e| {
+        let at = span_in(text, part).start + offset_of(part, &e);
+        error("bad-document", words(&e), at..at, "")
+    })
 }
 
 fn check_digest<T: Canonical>(text: &str, name: &str, raw: &str, claimed: &str, value: &T) -> Result<(), ReadError> {

@@ -1,0 +1,38 @@
+//! `evenkeel schema`.
+
+use evenkeel_report::model;
+use schemars::Schema;
+
+/// A document with a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Document {
+    /// A capture.
+    Surface,
+    /// What `survive` prints.
+    Survive,
+    /// What `diff` prints.
+    Diff,
+    /// What `check` prints.
+    Check,
+    /// What `baseline` prints.
+    Baseline,
+    /// What `seal` prints.
+    Seal,
+    /// What `predict` prints.
+    Predict,
+}
+
+impl Document {
+    /// The JSON Schema, made from the types that are printed.
+    pub fn schema(self) -> Schema {
+        match self {
+            Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
+            Document::Survive => schemars::schema_for!(model::SurviveReport),
+            Document::Diff => schemars::schema_for!(model::DiffReport),
+            Document::Check => schemars::schema_for!(model::CheckReport),
+            Document::Baseline => schemars::schema_for!(model::BaselineReport),
+            Document::Seal => schemars::schema_for!(model::SealReport),
+            Document::Predict => schemars::schema_for!(super::predict::PredictReport),
+        }
+    }
+}
