@@ -122,7 +122,14 @@ impl Apt {
     pub fn download(&self, kernel: &Kernel, package: &Package, folder: &Path) -> Result<PathBuf, Error> {
         let Kernel { version, arch, .. } = kernel;
         let wanted = format!("{}:{}={version}", package.name, arch.debian());
-        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder), "apt")?;
+        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder), "apt").map_err(
+            |e| {
+                let why = e.to_string();
+                let why = why.split("\nhint:").next().unwrap_or_default().to_owned();
+                let hint = "the archive may have dropped this version; data/kernels.toml of the lab pins it";
+                Error::Fetch { what: wanted.clone(), why, hint }
+            },
+        )?;
         let file =
             folder.join(format!("{}_{}_{}.deb", package.name, version.replace(':', "%3a"), arch.debian()));
         if file.is_file() {

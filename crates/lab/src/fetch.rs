@@ -28,7 +28,7 @@ pub fn fetch(kernels: &[&Kernel], cache: &Cache, progress: &mut dyn FnMut(&str))
     for kernel in missing {
         progress(&format!("{}: {} from {}", kernel.name, kernel.version, kernel.suite));
         match fetch_one(kernel, &apt, cache) {
-            Err(Error::Tool { .. }) if !fresh => {
+            Err(Error::Fetch { .. }) if !fresh => {
                 // Most likely the archive moved on since the indexes were read.
                 progress("reading the package indexes again");
                 apt.update()?;
