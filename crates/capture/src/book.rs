@@ -45,18 +45,32 @@ impl Book {
     }
 
     /// The value, or a note that names the shape.
-    pub(crate) fn ask_in<T>(&mut self, what: impl fmt::Display, asked: Result<T, CallError>, shape: &str) -> Option<T> {
+    pub(crate) fn ask_in<T>(
+        &mut self,
+        what: impl fmt::Display,
+        asked: Result<T, CallError>,
+        shape: &str,
+    ) -> Option<T> {
         asked.map_err(|error| self.note_in(what, &error, shape)).ok()
     }
 
     /// What a source says, or a note.
     pub(crate) fn read(&mut self, backend: &dyn Backend, source: Source<'_>, what: &str) -> Option<Vec<u8>> {
-        let read = backend.read(source).map_err(|why| CallError { ioctl: "read", argument: source.to_string(), why });
+        let read = backend.read(source).map_err(|why| CallError {
+            ioctl: "read",
+            argument: source.to_string(),
+            why,
+        });
         self.ask(what, read)
     }
 
     /// What a source says, if it exists: that a file is not there is an answer, not a failure.
-    pub(crate) fn read_if_any(&mut self, backend: &dyn Backend, source: Source<'_>, what: &str) -> Option<Vec<u8>> {
+    pub(crate) fn read_if_any(
+        &mut self,
+        backend: &dyn Backend,
+        source: Source<'_>,
+        what: &str,
+    ) -> Option<Vec<u8>> {
         match backend.read(source) {
             Err(Refusal::Errno(Errno::ENOENT)) => None,
             Err(why) => {

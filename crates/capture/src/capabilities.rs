@@ -51,7 +51,8 @@ pub(crate) fn record(arch: Arch, system: &Answers, vms: &[Answers], parts: &mut 
         } else {
             Capability { cap, all: None, system: Some(on_system), vm: on_vms }
         };
-        let volatile = cap == NR_VCPUS || evenkeel_catalog::capability(cap, arch.name()).is_some_and(|c| c.volatile);
+        let volatile =
+            cap == NR_VCPUS || evenkeel_catalog::capability(cap, arch.name()).is_some_and(|c| c.volatile);
         let list = if volatile { &mut parts.volatile.capabilities } else { &mut parts.offer.capabilities };
         list.push(capability);
     }

@@ -38,8 +38,12 @@ impl Error {
             ("KVM_CREATE_VM", Some(Errno::ENODEV | Errno::EOPNOTSUPP | Errno::EIO)) => {
                 "the CPU's virtualization may be in use by another hypervisor, or be off in the firmware"
             }
-            ("KVM_CREATE_VM", Some(Errno::EBUSY)) => "another hypervisor holds the CPU's virtualization extension",
-            (_, Some(Errno::ENOMEM)) => "the host is out of memory, or a limit on locked or kernel memory is too low",
+            ("KVM_CREATE_VM", Some(Errno::EBUSY)) => {
+                "another hypervisor holds the CPU's virtualization extension"
+            }
+            (_, Some(Errno::ENOMEM)) => {
+                "the host is out of memory, or a limit on locked or kernel memory is too low"
+            }
             (_, Some(Errno::EMFILE | Errno::ENFILE)) => "raise the limit of open files",
             _ => "",
         }

@@ -15,7 +15,9 @@ pub(crate) fn architecture(backend: &dyn Backend) -> Result<Arch, Error> {
     match name.as_slice() {
         b"x86_64" => Ok(Arch::X86_64),
         b"aarch64" => Ok(Arch::Aarch64),
-        other => Err(fail(Refusal::Nonsense(format!("{} is not known here", String::from_utf8_lossy(other))))),
+        other => {
+            Err(fail(Refusal::Nonsense(format!("{} is not known here", String::from_utf8_lossy(other)))))
+        }
     }
 }
 
@@ -35,7 +37,9 @@ pub(crate) fn provenance(backend: &dyn Backend, arch: Arch, parts: &mut Parts) {
     let cpuinfo = file(backend, book, "/proc/cpuinfo", "cpu.name");
     let field = |name: &str| {
         let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
-        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+        line.and_then(|line| line.split_once(':'))
+            .map(|(_, value)| value.trim().to_owned())
+            .unwrap_or_default()
     };
     match arch {
         Arch::X86_64 => {

@@ -17,6 +17,7 @@ mod arm64;
 mod book;
 mod capabilities;
 mod error;
+mod graves;
 mod host;
 mod measured;
 mod net;
@@ -27,6 +28,7 @@ mod x86;
 pub use error::Error;
 
 use book::Book;
+use graves::Graves;
 
 /// What to ask and how to sign it.
 #[derive(Clone, Debug)]
@@ -74,7 +76,7 @@ pub fn capture(backend: &dyn Backend, options: &Options) -> Result<Surface, Erro
 /// [`capture`], and how long its parts took.
 pub fn capture_timed(backend: &dyn Backend, options: &Options) -> Result<(Surface, Timings), Error> {
     let mut timings = Timings::default();
-    let mut parts = Parts { book: Book::default(), ..Parts::default() };
+    let mut parts = Parts::default();
 
     let arch = timings.phase("open", || host::architecture(backend))?;
     let system = timings.phase("open", || open(backend))?;
@@ -87,28 +89,24 @@ pub fn capture_timed(backend: &dyn Backend, options: &Options) -> Result<(Surfac
     }
     timings.phase("host", || host::provenance(backend, arch, &mut parts));
 
-    let Parts { mut offer, provenance, mut volatile, book } = parts;
+    let Parts { mut offer, provenance, mut volatile, book, graves } = parts;
+    timings.phase("close", || graves.close());
     offer.unread = book.finish()?;
     volatile.tool.clone_from(&options.tool);
-    let mut surface = Surface {
-        schema: SCHEMA.to_owned(),
-        arch,
-        digests: Digests::default(),
-        offer,
-        provenance,
-        volatile,
-    };
+    let mut surface =
+        Surface { schema: SCHEMA.to_owned(), arch, digests: Digests::default(), offer, provenance, volatile };
     timings.phase("seal", || seal(&mut surface));
     Ok((surface, timings))
 }
 
 /// What is filled in along the way.
 #[derive(Default)]
-struct Parts {
+struct Parts<'b> {
     offer: Offer,
     provenance: Provenance,
     volatile: Volatile,
     book: Book,
+    graves: Graves<'b>,
 }
 
 fn open(backend: &dyn Backend) -> Result<System<'_>, Error> {
@@ -120,7 +118,9 @@ fn open(backend: &dyn Backend) -> Result<System<'_>, Error> {
             evenkeel_sys::Error {
                 ioctl: "KVM_GET_API_VERSION",
                 argument: String::new(),
-                why: evenkeel_sys::Refusal::Nonsense(format!("version {other} of KVM's interface; 12 is the only one known")),
+                why: evenkeel_sys::Refusal::Nonsense(format!(
+                    "version {other} of KVM's interface; 12 is the only one known"
+                )),
             },
         )),
         Err(e) => Err(Error::new("system", e)),

@@ -27,7 +27,7 @@ const TRIES: [u32; 8] = [
 ];
 
 /// Measures tap and vhost.
-pub(crate) fn measure(backend: &dyn Backend, parts: &mut Parts) {
+pub(crate) fn measure<'b>(backend: &'b dyn Backend, parts: &mut Parts<'b>) {
     if let Some(tap) = parts.book.ask("net.tap", Tap::open(backend)) {
         if let Some(features) = parts.book.ask("net.tap.features", tap.features()) {
             parts.measured("net.tap.features", None, features.into());
@@ -35,6 +35,7 @@ pub(crate) fn measure(backend: &dyn Backend, parts: &mut Parts) {
         if parts.book.ask("net.tap.offloads", tap.attach()).is_some() {
             offloads(&tap, parts);
         }
+        parts.graves.add([tap.into()]);
     }
     match vhost_features(backend) {
         Ok((features, protocol)) => {

@@ -28,11 +28,14 @@ impl Registers {
         let second: Vec<_> = ids.iter().map(|&id| vcpu.one_reg(id)).collect();
         for ((&id, first), second) in ids.iter().zip(first).zip(second) {
             let what = format_args!("reg.{id:x}").to_string();
-            let (Some(first), Some(second)) = (book.ask_in(&what, first, name), book.ask_in(&what, second, name)) else {
+            let (Some(first), Some(second)) =
+                (book.ask_in(&what, first, name), book.ask_in(&what, second, name))
+            else {
                 continue;
             };
             let running = first != second || evenkeel_catalog::reg(id).is_some_and(|reg| reg.running);
-            let write = if running { Write::Unasked } else { write_back(vcpu, id, &first, &what, name, book) };
+            let write =
+                if running { Write::Unasked } else { write_back(vcpu, id, &first, &what, name, book) };
             let reset = (!running).then(|| value(&first)).flatten();
             self.add(id, Found { reset, running, write }, shape);
         }
@@ -48,7 +51,8 @@ impl Registers {
 
     /// Ascending by id, where `of` shapes there are; `mask` tells the bits that userspace may choose.
     pub(crate) fn finish(self, of: usize, mask: impl Fn(u64) -> Option<u64>) -> Vec<Register> {
-        let entries = self.0.into_iter().flat_map(|(id, known)| known.into_iter().map(move |found| (id, found)));
+        let entries =
+            self.0.into_iter().flat_map(|(id, known)| known.into_iter().map(move |found| (id, found)));
         entries
             .map(|(id, (found, shapes))| Register {
                 id: Hex64(id),

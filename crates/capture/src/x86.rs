@@ -76,14 +76,18 @@ pub(crate) struct Scratch<'b> {
     pub(crate) vcpu: Option<Vcpu<'b>>,
 }
 
-pub(crate) fn capture(system: &System<'_>, parts: &mut Parts, timings: &mut Timings) -> Result<(), Error> {
+pub(crate) fn capture<'b>(
+    system: &System<'b>,
+    parts: &mut Parts<'b>,
+    timings: &mut Timings,
+) -> Result<(), Error> {
     let (system_caps, table) = timings.phase("system", || ask_system(system, parts));
     let vms = timings.phase("vms", || create_vms(system, parts))?;
     let caps: Vec<Answers> = timings.phase("capabilities", || {
         vms.iter().map(|(irqchip, vm)| Answers::ask(vm, irqchip.name(), &mut parts.book)).collect()
     });
     capabilities::record(Arch::X86_64, &system_caps, &caps, parts);
-    let scratches: Vec<Scratch<'_>> = timings.phase("vcpus", || {
+    let scratches: Vec<Scratch<'b>> = timings.phase("vcpus", || {
         let whole = vms.into_iter().zip(caps).enumerate();
         whole
             .map(|(index, ((irqchip, vm), caps))| {
@@ -94,7 +98,8 @@ pub(crate) fn capture(system: &System<'_>, parts: &mut Parts, timings: &mut Timi
     });
     // MSRs and CPUID are asked in one shape: the most usual one that there is.
     let usual = [Irqchip::Kernel, Irqchip::Split, Irqchip::None].into_iter();
-    let usual = usual.filter_map(|wanted| scratches.iter().find(|s| s.irqchip == wanted)?.vcpu.as_ref()).next();
+    let usual =
+        usual.filter_map(|wanted| scratches.iter().find(|s| s.irqchip == wanted)?.vcpu.as_ref()).next();
     let mut reset = None;
     if let Some(vcpu) = usual {
         timings.phase("cpuid", || cpuid::stored(vcpu, &table, parts));
@@ -107,7 +112,9 @@ pub(crate) fn capture(system: &System<'_>, parts: &mut Parts, timings: &mut Timi
     }
     timings.phase("registers", || ask_registers(&scratches, parts));
     timings.phase("lapic", || lapic::measure(system, &scratches, &table, parts));
-    timings.phase("teardown", || drop(scratches));
+    for Scratch { vm, vcpu, .. } in scratches {
+        parts.graves.add(vcpu.map(Into::into).into_iter().chain([vm.into()]));
+    }
     Ok(())
 }
 
@@ -117,7 +124,10 @@ fn ask_system(system: &System<'_>, parts: &mut Parts) -> (Answers, Vec<evenkeel_
 
     let mut table = parts.book.ask("cpuid", system.cpuid(&KVM_GET_SUPPORTED_CPUID)).unwrap_or_default();
     for entry in &mut table {
-        parts.volatile.cpuid_per_cpu.extend(cpuid::clear_per_cpu(entry).map(|per_cpu| cpuid::document(&per_cpu)));
+        parts
+            .volatile
+            .cpuid_per_cpu
+            .extend(cpuid::clear_per_cpu(entry).map(|per_cpu| cpuid::document(&per_cpu)));
     }
     parts.volatile.cpuid_per_cpu.sort();
     table.sort();
@@ -128,7 +138,8 @@ fn ask_system(system: &System<'_>, parts: &mut Parts) -> (Answers, Vec<evenkeel_
         table.sort();
         cpuid::documents(&table)
     };
-    let emulated: Vec<CpuidEntry> = other(caps.may_have(CAP_EMULATED_CPUID), "cpuid.emulated", &KVM_GET_EMULATED_CPUID);
+    let emulated: Vec<CpuidEntry> =
+        other(caps.may_have(CAP_EMULATED_CPUID), "cpuid.emulated", &KVM_GET_EMULATED_CPUID);
     let hyperv = other(caps.may_have(CAP_SYS_HYPERV_CPUID), "cpuid.hyperv", &KVM_GET_SUPPORTED_HV_CPUID);
     parts.offer.cpuid_emulated = emulated;
     parts.offer.cpuid_hyperv = hyperv;
@@ -150,7 +161,8 @@ fn ask_system(system: &System<'_>, parts: &mut Parts) -> (Answers, Vec<evenkeel_
             let what = format!("attr.system.{group}.{attr}");
             match system.has_attr(group, attr) {
                 Ok(()) => {
-                    let value = parts.book.ask(&what, system.get_attr::<8>(group, attr)).map(u64::from_le_bytes);
+                    let value =
+                        parts.book.ask(&what, system.get_attr::<8>(group, attr)).map(u64::from_le_bytes);
                     parts.offer.attributes.push(Attribute {
                         fd: "system".to_owned(),
                         group,

@@ -14,6 +14,12 @@ impl<'b> Device<'b> {
     }
 }
 
+impl<'b> From<Device<'b>> for Fd<'b> {
+    fn from(it: Device<'b>) -> Fd<'b> {
+        it.0
+    }
+}
+
 impl<'b> Deref for Device<'b> {
     type Target = Fd<'b>;
     fn deref(&self) -> &Fd<'b> {

@@ -14,9 +14,11 @@ pub struct Fd<'b> {
 impl<'b> Fd<'b> {
     /// Opens a device node.
     pub fn open(backend: &'b dyn Backend, path: &str, kind: FdKind) -> Result<Self, Error> {
-        let handle = backend
-            .open(path, kind)
-            .map_err(|why| Error { ioctl: "open", argument: path.to_owned(), why })?;
+        let handle = backend.open(path, kind).map_err(|why| Error {
+            ioctl: "open",
+            argument: path.to_owned(),
+            why,
+        })?;
         Ok(Fd { backend, handle, kind })
     }
 
@@ -122,7 +124,8 @@ impl<'b> Fd<'b> {
     /// KVM_HAS_DEVICE_ATTR on this fd: an error when it does not exist, as the kernel has it.
     pub fn has_attr(&self, group: u32, attr: u64) -> Result<(), Error> {
         let shown = format_args!("{}, group {group}, attr {attr:#x}", self.kind.name());
-        self.call(&crate::requests::KVM_HAS_DEVICE_ATTR, Arg::In(&Self::attr_head(group, attr)), shown).map(drop)
+        self.call(&crate::requests::KVM_HAS_DEVICE_ATTR, Arg::In(&Self::attr_head(group, attr)), shown)
+            .map(drop)
     }
 
     /// KVM_GET_DEVICE_ATTR on this fd, of an attribute of `N` bytes.

@@ -110,14 +110,19 @@ fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
     };
     let (right, fits) = match arg {
         Arg::Int(_) => (!request.flow.goes_in() && !request.flow.comes_out(), true),
-        Arg::In(bytes) => (!request.flow.comes_out() && request.flow.goes_in() && request.payload.is_none(), fits(bytes)),
+        Arg::In(bytes) => {
+            (!request.flow.comes_out() && request.flow.goes_in() && request.payload.is_none(), fits(bytes))
+        }
         Arg::Out(bytes) => (request.flow.comes_out(), fits(bytes)),
         Arg::Pointing { head, payload } => {
             let enough = match request.name {
                 "KVM_ARM_GET_REG_WRITABLE_MASKS" => crate::layout::ARM_FEATURE_ID_RANGE * 8,
                 _ => 0,
             };
-            (request.payload.is_some_and(|(at, _)| at + 8 <= head.len()), fits(head) && payload.len() >= enough)
+            (
+                request.payload.is_some_and(|(at, _)| at + 8 <= head.len()),
+                fits(head) && payload.len() >= enough,
+            )
         }
     };
     match (right, fits) {

@@ -223,8 +223,8 @@ impl Log {
     pub fn from_json_lines(text: &str) -> Result<Self, LogError> {
         let mut entries = Vec::new();
         for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let entry = serde_json::from_str(line)
-                .map_err(|e| LogError { line: at + 1, what: e.to_string() })?;
+            let entry =
+                serde_json::from_str(line).map_err(|e| LogError { line: at + 1, what: e.to_string() })?;
             entries.push(entry);
         }
         Ok(Log { entries })

@@ -38,6 +38,12 @@ impl<'b> Tap<'b> {
     }
 }
 
+impl<'b> From<Tap<'b>> for Fd<'b> {
+    fn from(it: Tap<'b>) -> Fd<'b> {
+        it.0
+    }
+}
+
 /// Features of `/dev/vhost-net`: virtio's, and those of the vhost protocol.
 pub fn vhost_features(backend: &dyn Backend) -> Result<(u64, Result<u64, Error>), Error> {
     let fd = Fd::open(backend, "/dev/vhost-net", FdKind::Vhost)?;

@@ -29,7 +29,9 @@ impl Replaying {
             return Err(Refusal::OffScript(what));
         };
         if !entry.asks_as(asked) {
-            return Err(Refusal::OffScript(format!("{asked} was asked, but call {line} of the log is {entry}")));
+            return Err(Refusal::OffScript(format!(
+                "{asked} was asked, but call {line} of the log is {entry}"
+            )));
         }
         *next += 1;
         Ok(entry)

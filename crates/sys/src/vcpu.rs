@@ -52,7 +52,8 @@ impl<'b> Vcpu<'b> {
     pub fn set_one_reg(&self, id: u64, value: &[u8]) -> Result<(), Error> {
         let mut payload = value.to_vec();
         if payload.len() != reg_size(id) {
-            let why = Refusal::Nonsense(format!("{} bytes for a register of {}", payload.len(), reg_size(id)));
+            let why =
+                Refusal::Nonsense(format!("{} bytes for a register of {}", payload.len(), reg_size(id)));
             return Err(self.error(&KVM_SET_ONE_REG, format_args!("{id:#x}"), why));
         }
         let arg = Arg::Pointing { head: &reg_head(id), payload: &mut payload };
@@ -71,6 +72,12 @@ impl<'b> Vcpu<'b> {
     /// KVM_ARM_VCPU_FINALIZE (arm64) of a feature.
     pub fn finalize(&self, feature: u32) -> Result<(), Error> {
         self.call(&KVM_ARM_VCPU_FINALIZE, Arg::In(&feature.to_ne_bytes()), feature).map(drop)
+    }
+}
+
+impl<'b> From<Vcpu<'b>> for Fd<'b> {
+    fn from(it: Vcpu<'b>) -> Fd<'b> {
+        it.0
     }
 }
 
@@ -139,7 +146,8 @@ impl Msrs<'_, '_> {
             return Err(self.0.error(request, span(), why));
         }
         if outgoing {
-            for ((_, value), entry) in msrs.iter_mut().zip(bytes[8..].chunks_exact(X86_MSR_ENTRY)).take(done) {
+            for ((_, value), entry) in msrs.iter_mut().zip(bytes[8..].chunks_exact(X86_MSR_ENTRY)).take(done)
+            {
                 *value = long(entry, 8);
             }
         }

@@ -2,7 +2,10 @@
 
 use std::ops::Deref;
 
-use crate::layout::{ARM_FEATURE_ID_RANGE, ARM_REG_MASK_RANGE, ARM_VCPU_INIT, CREATE_DEVICE, X86_IRQCHIP, X86_PIT_CONFIG, long, word};
+use crate::layout::{
+    ARM_FEATURE_ID_RANGE, ARM_REG_MASK_RANGE, ARM_VCPU_INIT, CREATE_DEVICE, X86_IRQCHIP, X86_PIT_CONFIG,
+    long, word,
+};
 use crate::requests::*;
 use crate::{Arg, Device, Error, Fd, FdKind, Vcpu};
 
@@ -60,6 +63,12 @@ impl<'b> Vm<'b> {
         let mut payload = vec![0u8; ARM_FEATURE_ID_RANGE * 8];
         self.call(&KVM_ARM_GET_REG_WRITABLE_MASKS, Arg::Pointing { head: &head, payload: &mut payload }, "")?;
         Ok(payload.chunks_exact(8).map(|b| long(b, 0)).collect())
+    }
+}
+
+impl<'b> From<Vm<'b>> for Fd<'b> {
+    fn from(it: Vm<'b>) -> Fd<'b> {
+        it.0
     }
 }
 

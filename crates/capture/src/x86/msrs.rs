@@ -28,7 +28,8 @@ fn is_refused(error: &CallError) -> bool {
 pub(crate) fn read(system: &System<'_>, vcpu: &Vcpu<'_>, parts: &mut Parts) -> Reset {
     let list = parts.book.ask("msr-index-list", system.msr_list(&KVM_GET_MSR_INDEX_LIST));
     let listed: BTreeSet<u32> = list.unwrap_or_default().into_iter().collect();
-    let catalogued = evenkeel_catalog::MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr));
+    let catalogued =
+        evenkeel_catalog::MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr));
     let asked: BTreeSet<u32> = listed.iter().copied().chain(catalogued).chain(ALWAYS).collect();
     let asked: Vec<u32> = asked.into_iter().collect();
     let mut values = BTreeMap::new();
@@ -45,7 +46,8 @@ pub(crate) fn read(system: &System<'_>, vcpu: &Vcpu<'_>, parts: &mut Parts) -> R
 /// Reads again, to see which run; writes back what was read, and 0 to those that give no value; and reads a last time.
 pub(crate) fn write_back(vcpu: &Vcpu<'_>, reset: Reset, parts: &mut Parts) {
     let msrs = vcpu.msrs();
-    let readable: Vec<(u32, u64)> = reset.values.iter().filter_map(|(&msr, value)| Some((msr, (*value)?))).collect();
+    let readable: Vec<(u32, u64)> =
+        reset.values.iter().filter_map(|(&msr, value)| Some((msr, (*value)?))).collect();
     let numbers: Vec<u32> = readable.iter().map(|&(msr, _)| msr).collect();
     let mut running = BTreeSet::new();
     for (&(msr, first), second) in readable.iter().zip(msrs.get(&numbers)) {
@@ -85,7 +87,7 @@ pub(crate) fn write_back(vcpu: &Vcpu<'_>, reset: Reset, parts: &mut Parts) {
     for (&msr, &value) in &reset.values {
         let listed = reset.listed.contains(&msr);
         let write = writes.get(&msr).copied().unwrap_or_default();
-        if !listed && value.is_none() && write == Write::Refused && !ALWAYS.contains(&msr) {
+        if !listed && value.is_none() && write == Write::Refused {
             parts.offer.msrs_refused.push(Hex32(msr));
             continue;
         }

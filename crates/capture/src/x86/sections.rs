@@ -33,8 +33,22 @@ struct Plan {
 }
 
 const VCPU: [Plan; 7] = [
-    Plan { item: "regs", get: &KVM_GET_REGS, set: &KVM_SET_REGS, cap: 0, size: layout::X86_REGS, flags: None },
-    Plan { item: "sregs", get: &KVM_GET_SREGS, set: &KVM_SET_SREGS, cap: 0, size: layout::X86_SREGS, flags: None },
+    Plan {
+        item: "regs",
+        get: &KVM_GET_REGS,
+        set: &KVM_SET_REGS,
+        cap: 0,
+        size: layout::X86_REGS,
+        flags: None,
+    },
+    Plan {
+        item: "sregs",
+        get: &KVM_GET_SREGS,
+        set: &KVM_SET_SREGS,
+        cap: 0,
+        size: layout::X86_SREGS,
+        flags: None,
+    },
     Plan {
         item: "sregs2",
         get: &KVM_GET_SREGS2,
@@ -43,7 +57,14 @@ const VCPU: [Plan; 7] = [
         size: layout::X86_SREGS2,
         flags: Some(layout::X86_SREGS2_FLAGS),
     },
-    Plan { item: "xcrs", get: &KVM_GET_XCRS, set: &KVM_SET_XCRS, cap: CAP_XCRS, size: layout::X86_XCRS, flags: None },
+    Plan {
+        item: "xcrs",
+        get: &KVM_GET_XCRS,
+        set: &KVM_SET_XCRS,
+        cap: CAP_XCRS,
+        size: layout::X86_XCRS,
+        flags: None,
+    },
     Plan {
         item: "vcpu-events",
         get: &KVM_GET_VCPU_EVENTS,
@@ -70,8 +91,14 @@ const VCPU: [Plan; 7] = [
     },
 ];
 
-const LAPIC: Plan =
-    Plan { item: "lapic", get: &KVM_GET_LAPIC, set: &KVM_SET_LAPIC, cap: 0, size: layout::X86_LAPIC, flags: None };
+const LAPIC: Plan = Plan {
+    item: "lapic",
+    get: &KVM_GET_LAPIC,
+    set: &KVM_SET_LAPIC,
+    cap: 0,
+    size: layout::X86_LAPIC,
+    flags: None,
+};
 
 /// What became of one: its bytes, and whether they went back.
 struct Round {
@@ -79,10 +106,10 @@ struct Round {
     write: Write,
 }
 
-struct Asker<'s, 'b, 'p> {
+struct Asker<'s, 'b, 'p, 'g> {
     scratch: &'s Scratch<'b>,
     found: &'s mut Sections,
-    parts: &'p mut Parts,
+    parts: &'p mut Parts<'g>,
 }
 
 /// Asks the sections of one shape.
@@ -107,13 +134,14 @@ pub(crate) fn ask(scratch: &Scratch<'_>, found: &mut Sections, parts: &mut Parts
     asker.clock();
 }
 
-impl Asker<'_, '_, '_> {
+impl Asker<'_, '_, '_, '_> {
     fn name(&self) -> &'static str {
         self.scratch.irqchip.name()
     }
 
     fn add(&mut self, item: &str, size: Option<u32>, flags: Option<u64>, write: Write) {
-        let section = Section { item: item.to_owned(), size, flags: flags.map(Hex64), shapes: Vec::new(), write };
+        let section =
+            Section { item: item.to_owned(), size, flags: flags.map(Hex64), shapes: Vec::new(), write };
         self.found.add(section, self.scratch.index);
     }
 
@@ -190,7 +218,8 @@ impl Asker<'_, '_, '_> {
         };
         let name = self.name();
         let Some(bytes) = self.parts.book.ask_in("nested-state", get(), name) else { return };
-        let write = self.back("nested-state", || fd.set(&KVM_SET_NESTED_STATE, &bytes), || Ok(get()? == bytes));
+        let write =
+            self.back("nested-state", || fd.set(&KVM_SET_NESTED_STATE, &bytes), || Ok(get()? == bytes));
         let flags = u64::from(word(&bytes, 0) & 0xffff);
         self.add("nested-state", Some(size as u32), Some(flags), write);
     }
@@ -250,7 +279,8 @@ impl Asker<'_, '_, '_> {
         };
         let get = || vm.get(&KVM_GET_PIT2, layout::X86_PIT2);
         let Some(bytes) = self.parts.book.ask_in("pit2", get(), name) else { return };
-        let write = self.back("pit2", || vm.set(&KVM_SET_PIT2, &bytes), || Ok(still(&get()?) == still(&bytes)));
+        let write =
+            self.back("pit2", || vm.set(&KVM_SET_PIT2, &bytes), || Ok(still(&get()?) == still(&bytes)));
         let flags = u64::from(word(&bytes, layout::X86_PIT2_FLAGS));
         self.add("pit2", None, Some(flags), write);
     }
