@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::{Arg, Backend, Errno, FdKind, Handle, Refusal, Request, Source};
+use crate::{Arg, Backend, Creates, Errno, FdKind, Handle, Refusal, Request, Source};
 
 /// Which calls a rule spoils. Opens and reads count as calls, named `open` and `read`.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub enum When {
 pub enum Fault {
     /// It fails and is not made.
     Fail(Errno),
+    /// It is made, but the answer is lost on the way and it fails.
+    Lose(Errno),
     /// It is made, and this byte of what comes out is xored with this mask. Without effect where nothing comes out.
     Alter {
         /// Offset of the byte.
@@ -128,6 +130,11 @@ impl<B: Backend> Backend for Faulty<B> {
     fn open(&self, path: &str, kind: FdKind) -> Result<Handle, Refusal> {
         match self.fault("open") {
             Some(Fault::Fail(errno)) => Err((*errno).into()),
+            Some(Fault::Lose(errno)) => {
+                // Nobody will ever close it.
+                self.inner.close(self.inner.open(path, kind)?);
+                Err((*errno).into())
+            }
             Some(Fault::Lie) => Err(Errno::EIO.into()),
             Some(Fault::Delay(time)) => {
                 std::thread::sleep(*time);
@@ -140,6 +147,13 @@ impl<B: Backend> Backend for Faulty<B> {
     fn call(&self, fd: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
         match self.fault(request.name) {
             Some(Fault::Fail(errno)) => Err((*errno).into()),
+            Some(Fault::Lose(errno)) => {
+                let returned = self.inner.call(fd, request, arg)?;
+                if let Some(Creates::Returned(_)) = request.creates {
+                    self.inner.close(Handle(returned as u32));
+                }
+                Err((*errno).into())
+            }
             Some(Fault::Lie) if request.creates.is_some() => Err(Errno::EIO.into()),
             Some(Fault::Lie) => Ok(0),
             Some(Fault::Delay(time)) => {
@@ -168,6 +182,10 @@ impl<B: Backend> Backend for Faulty<B> {
     fn read(&self, source: Source<'_>) -> Result<Vec<u8>, Refusal> {
         match self.fault("read") {
             Some(Fault::Fail(errno)) => Err((*errno).into()),
+            Some(Fault::Lose(errno)) => {
+                self.inner.read(source)?;
+                Err((*errno).into())
+            }
             Some(Fault::Lie) => Ok(Vec::new()),
             Some(Fault::Delay(time)) => {
                 std::thread::sleep(*time);

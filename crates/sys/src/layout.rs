@@ -19,7 +19,7 @@ pub const X86_XCRS: usize = 392;
 /// `struct kvm_vcpu_events`, both architectures.
 pub const VCPU_EVENTS: usize = 64;
 /// Offset of `kvm_vcpu_events.flags` (x86): after exception, interrupt, nmi and the SIPI vector.
-pub const X86_VCPU_EVENTS_FLAGS: usize = 24;
+pub const X86_VCPU_EVENTS_FLAGS: usize = 20;
 /// `struct kvm_debugregs`.
 pub const X86_DEBUGREGS: usize = 128;
 /// Offset of `kvm_debugregs.flags`.

@@ -1,6 +1,7 @@
 //! What was asked and answered, in order: JSON, a call a line.
 
 use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,13 @@ impl Entry {
             && (self.kind.is_none() || self.kind == other.kind)
     }
 
+    /// Equal for equal questions.
+    pub(crate) fn question(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.call, &self.of, self.fd, self.int, &self.bytes_in, &self.payload_in).hash(&mut hasher);
+        hasher.finish()
+    }
+
     pub(crate) fn refuse(&mut self, why: &Refusal) {
         self.errno = Some(match why {
             Refusal::Errno(errno) => errno.name().map_or_else(|| errno.0.to_string(), str::to_owned),
@@ -110,7 +118,7 @@ impl fmt::Display for Entry {
 }
 
 /// Bytes as `LENGTH:HEX`, trailing zeros left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Bytes {
     len: usize,

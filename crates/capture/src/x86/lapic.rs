@@ -38,9 +38,14 @@ pub(crate) fn measure<'b>(
         // Unknown, which the book has, is not worth trying: a refusal would not tell what is not offered.
         let offered = scratch.caps.get(CAP_X2APIC_API).unwrap_or(0) as u64;
         for (facet, flag) in SUPPRESS_EOI.into_iter().filter(|(_, flag)| offered & flag != 0) {
-            let late = scratch.vcpu.as_ref().and_then(|vcpu| select(&scratch.vm, vcpu, flag, table).ok());
-            let selected =
-                late.map_or_else(|| fresh(system, scratch.irqchip, flag, table, &mut parts.graves), Ok);
+            let late = scratch.vcpu.as_ref().map(|vcpu| select(&scratch.vm, vcpu, flag, table));
+            let selected = match late {
+                Some(Ok(value)) => Ok(value),
+                Some(Err(first)) => {
+                    fresh(system, scratch.irqchip, flag, table, &mut parts.graves).map_err(|_| first)
+                }
+                None => fresh(system, scratch.irqchip, flag, table, &mut parts.graves),
+            };
             if let Some(value) = parts.book.ask_in(facet, selected, name) {
                 parts.measured(facet, Some(scratch.index), value);
             }
