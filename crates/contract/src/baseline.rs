@@ -10,7 +10,7 @@ use crate::contract::{Contract, Promise};
 use crate::coord::Coord;
 use crate::describe::parts;
 use crate::finding::Axis;
-use crate::layout::{Interval, layout};
+use crate::layout::{Interval, Number, layout};
 use crate::view::{View, Word};
 
 /// What several hosts can all give of one word.
@@ -35,15 +35,7 @@ impl Meet {
     fn of(word: &Word) -> Meet {
         let rules = word.rules();
         let (can0, can1) = word.can();
-        let numbers = rules
-            .numbers
-            .iter()
-            .map(|n| match word.unknown & n.mask {
-                0 => n.interval(n.get(word.value), word.writable & n.mask != n.mask),
-                // What is not known cannot be promised; the safe value is left.
-                _ => Interval { lo: n.safe, hi: n.safe, safe: false },
-            })
-            .collect();
+        let numbers = rules.numbers.iter().map(|n| number(word, n)).collect();
         Meet {
             at: word.at,
             layout: word.layout,
@@ -66,11 +58,18 @@ impl Meet {
         self.free_differs |= free != self.free;
         self.free = self.free.min(free);
         for (mine, n) in self.numbers.iter_mut().zip(&rules.numbers) {
-            let theirs = match word.unknown & n.mask {
-                0 => n.interval(n.get(word.value), word.writable & n.mask != n.mask),
-                _ => Interval { lo: n.safe, hi: n.safe, safe: false },
-            };
-            *mine = mine.meet(&theirs, n);
+            *mine = mine.meet(&number(word, n), n);
+        }
+    }
+
+    fn merge(&mut self, other: &Meet) {
+        self.can0 &= other.can0;
+        self.can1 &= other.can1;
+        self.unknown |= other.unknown;
+        self.free_differs |= other.free_differs || other.free != self.free;
+        self.free = self.free.min(other.free);
+        for ((mine, theirs), n) in self.numbers.iter_mut().zip(&other.numbers).zip(&layout(self.layout).numbers) {
+            *mine = mine.meet(theirs, n);
         }
     }
 
@@ -93,6 +92,15 @@ impl Meet {
             }
         }
         (value & self.at.mask() & !conflict, conflict)
+    }
+}
+
+/// What a host can give of a number.
+fn number(word: &Word, n: &Number) -> Interval {
+    match word.unknown & n.mask {
+        0 => n.interval(n.get(word.value), word.writable & n.mask != n.mask),
+        // What is not known cannot be promised; the safe value is left.
+        _ => Interval { lo: n.safe, hi: n.safe, safe: false },
     }
 }
 
@@ -125,6 +133,11 @@ pub struct Baseline {
     pub conflicts: Vec<Conflict>,
     /// Identity and topology words that differ: a VMM sets them freely, but they tell CPUs apart.
     pub identities: Vec<String>,
+}
+
+/// The absent value of a choice, as a mask.
+fn absent_mask(choice: u16) -> u64 {
+    crate::contract::absent_of(&CHOICES[usize::from(choice)]).map_or(0, |v| 1u64 << v)
 }
 
 /// The meet of the words of many views, as it is accumulated.
@@ -182,7 +195,6 @@ impl Accumulator {
     }
 
     fn meet_choices(&mut self, view: &View) {
-        let absent_mask = |c: u16| crate::contract::absent_of(&CHOICES[usize::from(c)]).map_or(0, |v| 1u64 << v);
         for (choice, values, known) in &mut self.choices {
             match view.choice(*choice) {
                 Some(theirs) => {
@@ -198,6 +210,41 @@ impl Accumulator {
                 self.choices.insert(i, entry);
             }
         }
+    }
+
+    /// Takes all hosts of another accumulator into account. Commutative, associative, idempotent.
+    #[must_use]
+    pub fn merge(mut self, other: &Accumulator) -> Accumulator {
+        if other.hosts == 0 || self.hosts == 0 {
+            return if self.hosts == 0 { other.clone() } else { self };
+        }
+        let absent = |at: Coord, layout_index: u16| Meet::of(&Word::absent(at, layout_index));
+        for mine in &mut self.words {
+            match other.words.binary_search_by_key(&mine.at, |m| m.at) {
+                Ok(i) => mine.merge(&other.words[i]),
+                Err(_) => mine.merge(&absent(mine.at, mine.layout)),
+            }
+        }
+        for theirs in &other.words {
+            if let Err(i) = self.words.binary_search_by_key(&theirs.at, |m| m.at) {
+                let mut word = absent(theirs.at, theirs.layout);
+                word.merge(theirs);
+                self.words.insert(i, word);
+            }
+        }
+        for mine in &mut self.choices {
+            match other.choices.binary_search_by_key(&mine.0, |c| c.0) {
+                Ok(i) => *mine = (mine.0, mine.1 & other.choices[i].1, mine.2 && other.choices[i].2),
+                Err(_) => mine.1 &= absent_mask(mine.0),
+            }
+        }
+        for theirs in &other.choices {
+            if let Err(i) = self.choices.binary_search_by_key(&theirs.0, |c| c.0) {
+                self.choices.insert(i, (theirs.0, theirs.1 & absent_mask(theirs.0), theirs.2));
+            }
+        }
+        self.hosts += other.hosts;
+        self
     }
 
     /// The best contract in the meet. Constraints are applied until all hold.
@@ -285,13 +332,18 @@ pub fn costs(views: &[&View], contract: &Contract) -> Vec<Cost> {
     if views.len() < 2 {
         return costs;
     }
-    for (i, view) in views.iter().enumerate() {
-        let mut others = Accumulator::default();
-        for (j, other) in views.iter().enumerate() {
-            if j != i {
-                others.add(other);
-            }
-        }
+    // The meet of all hosts but one is that of those before it and that of those after it.
+    let mut after = vec![Accumulator::default()];
+    for view in views.iter().skip(1).rev() {
+        let mut one = Accumulator::default();
+        one.add(view);
+        let rest = one.merge(&after[after.len() - 1]);
+        after.push(rest);
+    }
+    let mut before = Accumulator::default();
+    for view in views {
+        let others = after.pop().unwrap_or_default().merge(&before);
+        before.add(view);
         let (without, _) = others.finish(&contract.name, contract.arch, &contract.shape);
         let mut facets = Vec::new();
         for p in &without.words {

@@ -226,6 +226,17 @@ impl Broken {
     }
 }
 
+/// The CPUID field without which a guest does not have the word at `at` at all (`msr.10a` without
+/// `cpuid.7.0.edx.arch-capabilities`): a word that is not there may be absent, whatever the host could show in it.
+pub fn guard_of(at: Coord) -> Option<&'static str> {
+    static GUARDS: std::sync::OnceLock<Vec<(Coord, &'static str)>> = std::sync::OnceLock::new();
+    let guards = GUARDS.get_or_init(|| {
+        let whole = CONSTRAINTS.iter().filter(|c| c.equals.is_none() && !c.needs.is_empty());
+        whole.filter_map(|c| Coord::parse(c.facet).map(|at| (at, c.needs))).collect()
+    });
+    guards.iter().find(|(guarded, _)| *guarded == at).map(|(_, needs)| *needs)
+}
+
 /// The index of a facet's absent value.
 pub fn absent_of(facet: &Choice) -> Option<u8> {
     facet.values.iter().position(|v| v.value == facet.absent).map(|i| i as u8)

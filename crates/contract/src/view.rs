@@ -424,7 +424,12 @@ fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> 
     let place = |value: u64| facet.values.iter().position(|v| v.value == value).map(|i| i as u8);
     let unknown = ChoiceOffer { choice: index, default: None, values: 0, complete: false };
     if !facet.from.observe.is_empty() {
-        return unknown;
+        // A capture that a witness was run for holds what it saw; without one, nobody knows.
+        let seen = offer.measured.iter().find(|m| m.facet == facet.from.observe && m.shape.is_none_or(|s| usize::from(s) == shape));
+        return match seen.and_then(|m| place(m.value.0)) {
+            Some(value) => ChoiceOffer { choice: index, default: Some(value), values: 1 << value, complete: true },
+            None => unknown,
+        };
     }
     let name = if facet.from.measured.is_empty() { facet.name } else { facet.from.measured };
     if !facet.from.measured.is_empty() || facet.from.reg.is_some() {
