@@ -15,8 +15,8 @@ use crate::tool;
 ///
 /// Under emulation a kernel that measures the time stamp counter gets another rate at each boot, so it is told one
 /// (the `tsc` parameters) and the clocks to check it against are taken away. It need not be the true rate: a wrong
-/// one scales the emulated host's idea of a second and nothing else. `oops=panic`: a kernel that broke must not
-/// answer.
+/// one scales the emulated host's idea of a second and nothing else. (Counting instructions instead, `-icount`, would
+/// make it true, and a boot takes three to four times as long.) `oops=panic`: a kernel that broke must not answer.
 const COMMAND_LINE_X86: &str = "console=ttyS0 quiet panic=-1 oops=panic \
     tsc=reliable tsc_early_khz=1000000 hpet=disable pmtmr=0";
 

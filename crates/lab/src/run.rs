@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::cache::{Cache, Installed};
 use crate::emulator::{Emulator, Ending, Files};
 use crate::error::Error;
-use crate::frame::{self, Frame, Kind};
+use crate::frame::{self, Frame, FrameError, Kind};
 use crate::initramfs;
 use crate::job::{Durations, Exit, Job, Output};
 use crate::kernel::{Arch, Kernel};
@@ -93,7 +93,12 @@ pub fn run(kernel: &Kernel, job: &Job, options: &Options) -> Result<Output, Erro
             if result.is_empty() {
                 return Err(context.died(format!("no results; the emulator's {status}")));
             }
-            let frames = frame::read(&result).map_err(|source| context.damaged(source))?;
+            let frames = frame::read(&result).map_err(|source| match source {
+                FrameError::End | FrameError::Truncated { .. } => {
+                    context.died(format!("its results: {source}"))
+                }
+                _ => context.damaged(source),
+            })?;
             let mut output = collect(&frames, &context)?;
             output.durations = durations;
             output.console = console;
@@ -138,8 +143,13 @@ impl Context<'_> {
             .lines()
             .filter(|line| !line.contains("TCG doesn't support"))
             .fold(String::new(), |text, line| text + line + "\n");
-        let mut text = "the end of its console:\n".to_owned();
         let console = tool::tail(self.console, 25);
+        let mut text = match first_alarm(self.console) {
+            // What matters comes before the registers and the call trace that fill the end.
+            Some(alarm) if !console.contains(alarm) => format!("the kernel's first alarm:\n  | {alarm}\n"),
+            _ => String::new(),
+        };
+        text += "the end of its console:\n";
         for line in if console.is_empty() { "(nothing)" } else { &console }.lines() {
             text += &format!("  | {}\n", line.trim_end());
         }
@@ -153,9 +163,15 @@ impl Context<'_> {
         Error::Died { kernel: self.kernel.name.clone(), why, console: self.tail() }
     }
 
-    fn damaged(&self, source: frame::FrameError) -> Error {
+    fn damaged(&self, source: FrameError) -> Error {
         Error::Damaged { kernel: self.kernel.name.clone(), source, console: self.tail() }
     }
+}
+
+/// The first line that says that the kernel is broken.
+fn first_alarm(console: &str) -> Option<&str> {
+    let alarms = ["Kernel panic", "BUG:", "Oops", "Internal error:", "Unable to handle kernel"];
+    console.lines().map(str::trim).find(|line| alarms.iter().any(|alarm| line.contains(alarm)))
 }
 
 /// Frames into an [`Output`]; its durations and console are the caller's to fill in.
@@ -271,6 +287,14 @@ mod tests {
         assert!(error.contains("emulator: out of cheese") && !error.contains("TCG"), "{error}");
         let error = collected(&[frame(Kind::Exited, b"123")]).unwrap_err().to_string();
         assert!(error.contains("an exit of no size"), "{error}");
+    }
+
+    #[test]
+    fn the_cause_is_found_before_a_long_trace() {
+        let console =
+            format!("fine\n[ 1.0] BUG: unable to handle page fault\n{}", "[ 1.1] trace\n".repeat(60));
+        assert_eq!(first_alarm(&console), Some("[ 1.0] BUG: unable to handle page fault"));
+        assert_eq!(first_alarm("fine\n"), None);
     }
 
     #[test]

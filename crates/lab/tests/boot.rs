@@ -95,3 +95,16 @@ fn a_host_that_takes_too_long_is_killed() {
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
     });
 }
+
+#[test]
+fn a_kernel_that_panics_is_quoted() {
+    with_lab(|kernel, options| {
+        let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
+        let error = run(kernel, &Job::new(binary).arg("panic"), &options).unwrap_err();
+        if emulator_is_missing(&error) {
+            return eprintln!("skipped: {error}");
+        }
+        assert!(matches!(error, Error::Died { .. }), "{error}");
+        assert!(error.to_string().contains("Kernel panic"), "{error}");
+    });
+}

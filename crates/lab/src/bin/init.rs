@@ -48,12 +48,19 @@ fn main() {
 }
 
 /// Not process 1: the lab's own test program, which needs no other binary to show that everything is in its place.
-/// Says which devices can be opened, into the file that its last argument names.
+/// Says which devices can be opened, into the file that its last argument names; or, when that is `panic`, crashes the
+/// kernel.
 fn look() -> ! {
     let Some(file) = std::env::args_os().skip(1).last() else {
         eprintln!("evenkeel-lab-init: this is the init of the lab's emulated hosts, not a command");
         std::process::exit(2);
     };
+    if file == "panic" {
+        // sysrq(c), as the kernel's Documentation/admin-guide/sysrq.rst says.
+        let error = fs::write("/proc/sysrq-trigger", "c").err();
+        eprintln!("evenkeel-lab-init: the kernel did not crash: {error:?}");
+        std::process::exit(1);
+    }
     let mut report = String::new();
     for device in ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net"] {
         match OpenOptions::new().read(true).write(true).open(device) {
