@@ -1,7 +1,7 @@
 //! KVM_CHECK_EXTENSION, of every number, on the system fd and on a VM of every shape.
 
 use evenkeel_surface::{Arch, Capability};
-use evenkeel_sys::{Error as CallError, Fd};
+use evenkeel_sys::{Errno, Fd};
 
 use crate::Parts;
 use crate::book::Book;
@@ -16,11 +16,13 @@ const NR_VCPUS: u32 = 9;
 pub(crate) struct Answers(Vec<Option<i32>>);
 
 impl Answers {
-    /// Asks every number.
+    /// Asks every number. On the system fd (`shape` is empty) EINVAL means that only a VM can be asked
+    /// (KVM_CAP_MSI_DEVID on arm64): an answer too, rather than a failure.
     pub(crate) fn ask(fd: &Fd<'_>, shape: &str, book: &mut Book) -> Self {
-        let ask = |cap| {
-            let answer: Result<i32, CallError> = fd.check_extension(cap);
-            book.ask_in(format_args!("cap.{cap}"), answer, if shape.is_empty() { "system" } else { shape })
+        let of = if shape.is_empty() { "system" } else { shape };
+        let ask = |cap| match fd.check_extension(cap) {
+            Err(error) if shape.is_empty() && error.errno() == Some(Errno::EINVAL) => None,
+            answer => book.ask_in(format_args!("cap.{cap}"), answer, of),
         };
         Answers((0..ASKED).map(ask).collect())
     }
@@ -40,16 +42,16 @@ impl Answers {
 pub(crate) fn record(arch: Arch, system: &Answers, vms: &[Answers], parts: &mut Parts) {
     parts.offer.capabilities_asked = ASKED;
     for cap in 0..ASKED {
-        let Some(on_system) = system.get(cap) else { continue };
+        let on_system = system.get(cap);
         let on_vms: Vec<i32> = vms.iter().filter_map(|vm| vm.get(cap)).collect();
         // An answer is missing: the book names it, and a list with a gap would speak of the wrong shape.
-        if on_vms.len() != vms.len() || (on_system == 0 && on_vms.iter().all(|&answer| answer == 0)) {
+        if on_vms.len() != vms.len() || on_vms.iter().copied().chain(on_system).all(|answer| answer == 0) {
             continue;
         }
-        let capability = if on_vms.iter().all(|&answer| answer == on_system) {
-            Capability { cap, all: Some(on_system), system: None, vm: Vec::new() }
+        let capability = if on_vms.iter().all(|&answer| Some(answer) == on_system) {
+            Capability { cap, all: on_system, system: None, vm: Vec::new() }
         } else {
-            Capability { cap, all: None, system: Some(on_system), vm: on_vms }
+            Capability { cap, all: None, system: on_system, vm: on_vms }
         };
         let volatile =
             cap == NR_VCPUS || evenkeel_catalog::capability(cap, arch.name()).is_some_and(|c| c.volatile);

@@ -156,13 +156,18 @@ impl Msrs<'_, '_> {
 
     fn each(&self, request: &Request, msrs: &mut [(u32, u64)]) -> Vec<Result<(), Error>> {
         let mut results = Vec::with_capacity(msrs.len());
+        // Refusals come in runs: what lies behind one is asked in smaller batches, so that little is asked twice.
+        let mut size = BATCH;
         while results.len() < msrs.len() {
             let from = results.len();
-            let to = msrs.len().min(from + BATCH);
+            let to = msrs.len().min(from + size);
             match self.batch(request, &mut msrs[from..to]) {
                 Ok(done) => {
                     results.resize_with(from + done, || Ok(()));
-                    if from + done < to {
+                    if from + done == to {
+                        size = (size * 4).min(BATCH);
+                    } else {
+                        size = (size / 4).max(2);
                         let refused = format_args!("{:#x}", msrs[from + done].0).to_string();
                         results.push(Err(self.0.error(request, refused, Refusal::NotProcessed)));
                     }
