@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
 
+use crate::cross::Cross;
 use crate::{Result, root, static_binaries};
 
 /// Arguments of `cargo xtask captures`.
@@ -23,6 +24,9 @@ pub struct Captures {
     /// Another static binary to run in place of `evenkeel capture`, one for each architecture in FOLDER/ARCH/NAME.
     #[arg(long, value_name = "NAME", default_value = "evenkeel")]
     bin: String,
+    /// Run the binaries that are in target/static, without building them anew.
+    #[arg(long)]
+    no_build: bool,
 }
 
 /// The file that the program inside writes.
@@ -37,6 +41,12 @@ impl Captures {
                 names.iter().map(|name| kernel(name).map_err(|e| e.to_string())).collect::<Result<_>>()?
             }
         };
+        if !self.no_build {
+            // Only for the architectures that are asked for: arm64 takes a compiler that not everybody has.
+            let mut arch: Vec<String> = chosen.iter().map(|kernel| kernel.arch.name().to_owned()).collect();
+            arch.dedup();
+            Cross { arch, bin: Vec::new() }.run()?;
+        }
         let out = self.out.clone().unwrap_or_else(|| root().join("crates/hosts/captures"));
         fs::create_dir_all(&out).map_err(|e| format!("cannot create {}: {e}", out.display()))?;
         let cache = Cache::locate().map_err(|e| e.to_string())?;

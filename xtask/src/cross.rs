@@ -16,10 +16,10 @@ use crate::{Result, root, static_binaries};
 pub struct Cross {
     /// Only this architecture: x86_64 or aarch64.
     #[arg(long, value_name = "ARCH")]
-    arch: Vec<String>,
+    pub arch: Vec<String>,
     /// Only this binary: evenkeel or evenkeel-lab-init.
     #[arg(long, value_name = "NAME")]
-    bin: Vec<String>,
+    pub bin: Vec<String>,
 }
 
 /// The binaries: package, name.
