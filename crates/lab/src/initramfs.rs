@@ -16,7 +16,7 @@ pub mod paths {
     /// The files to bring back, each ended by a zero byte.
     pub const OUTPUTS: &str = "/lab/outputs";
     /// The program's working folder.
-    pub const WORK: &str = "/tmp/work";
+    pub const WORK: &str = "/lab/work";
     /// The name of the virtio-serial port that results go to.
     pub const PORT: &str = "evenkeel.result";
 }
