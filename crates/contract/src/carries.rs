@@ -156,11 +156,11 @@ fn refused(q: &Question<'_>, shown: &Shown, key: ItemKey, known: &Known) -> (&'s
         Some(absent) => {
             let never = !known.any_of.is_empty() && known.any_of.iter().all(|name| shown.field(name) == 0);
             let condition = if never {
-                "the guest is not shown the feature, so it always does".to_owned()
+                "it always does, the guest is not shown the feature".to_owned()
             } else {
-                "look at the saved value to know".to_owned()
+                "the saved value tells".to_owned()
             };
-            let work = format!("drop it from the saved state where it holds its absent value {absent:#x}: {condition}");
+            let work = format!("leave it out of the saved state where it holds its absent value {absent:#x}: {condition}");
             ("item-refused", if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No }, Remedy::Duty { work })
         }
         None => {

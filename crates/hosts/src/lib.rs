@@ -121,10 +121,11 @@ pub fn load(name: &str) -> Result<Host, Error> {
         let views = prediction.views(name);
         return Ok(Host { name: name.to_owned(), stands_for, surface: prediction.surface.clone(), prediction: Some(prediction), views });
     }
-    let (surface, origin) = if name == "here" {
-        (capture_here()?, "this machine: ")
+    let (surface, emulated) = if name == "here" {
+        (capture_here()?, false)
     } else if let Some(bundled) = BUNDLED.iter().find(|b| b.name == name) {
-        (parse(name, bundled.text.as_bytes())?, "")
+        // Bundled captures are the lab's, and all hosts of the lab are emulated.
+        (parse(name, bundled.text.as_bytes())?, true)
     } else {
         let path = Path::new(name);
         let looks_like_a_path = name.contains('/') || path.extension().is_some();
@@ -138,13 +139,15 @@ pub fn load(name: &str) -> Result<Host, Error> {
             }
             Ok(_) => {
                 let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
-                (parse(name, &bytes)?, "")
+                (parse(name, &bytes)?, false)
             }
             Err(error) if looks_like_a_path => return Err(Error::File { path: path.to_owned(), error }),
             Err(_) => return Err(Error::Nobody { name: name.to_owned() }),
         }
     };
-    let stands_for = format!("{origin}{} on {}", kernel_words(&surface), cpu_words(&surface));
+    let origin = if name == "here" { "this machine: " } else { "" };
+    let lane = if emulated { ", emulated by QEMU" } else { "" };
+    let stands_for = format!("{origin}{} on {}{lane}", kernel_words(&surface), cpu_words(&surface));
     let views = View::all(&surface, name);
     Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
 }
@@ -176,12 +179,11 @@ fn cpu_words(surface: &Surface) -> String {
         "" => String::new(),
         backend => format!(", {backend}"),
     };
-    // CPUID leaf 0x40000000 of QEMU's emulator spells TCGTCGTCGTCG; arm64 lab captures have no such leaf.
-    let emulated = cpu.name.contains("QEMU") || cpu.raw.iter().any(|e| e.leaf.0 == 0x4000_0000 && e.ebx.0 == 0x5447_4354);
     let name = match (cpu.name.as_str(), cpu.vendor.as_str()) {
         ("", "") => "an unknown CPU".to_owned(),
         ("", vendor) => format!("a CPU by {vendor}"),
         (name, _) => name.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    format!("{}{name}{backend}", if emulated { "an emulated " } else { "" })
+    let svm = cpu.raw.iter().any(|e| e.leaf.0 == 0x8000_0001 && e.ecx.0 & 4 != 0);
+    format!("{name}{}{backend}", if svm { " with SVM" } else { "" })
 }

@@ -36,9 +36,11 @@ pub fn survive(r: &SurviveReport, all: bool) -> String {
     let head: String = r.guests.iter().map(|g| format!("{:<34}", g.guest)).collect();
     let _ = writeln!(w, "{:<50}{}", "", paint(HEAD, head.trim_end()));
     for (i, journey) in Journey::ALL.into_iter().enumerate() {
-        let cells: String =
-            r.guests.iter().map(|g| padded(of(g.verdicts[i].outcome), &answer(&g.verdicts[i]), 34)).collect();
-        let _ = writeln!(w, "{:<50}{}", question(journey), cells.trim_end());
+        let last = r.guests.len() - 1;
+        let width = |k: usize| if k == last { 0 } else { 34 };
+        let cell = |(k, g): (usize, &Verdicts)| padded(of(g.verdicts[i].outcome), &answer(&g.verdicts[i]), width(k));
+        let cells: String = r.guests.iter().enumerate().map(cell).collect();
+        let _ = writeln!(w, "{:<50}{cells}", question(journey));
     }
     let _ = writeln!(w);
     for g in &r.guests {
@@ -58,7 +60,10 @@ pub fn survive(r: &SurviveReport, all: bool) -> String {
         let _ = writeln!(w, "No common contract over `{}`: {} ({}).", c.facet, values.join(", "), axis_words(c.axis));
     }
     for guest in &r.guests {
-        section(w, r, guest, all);
+        section(w, guest, all);
+    }
+    if !all {
+        unknown(w, &r.guests);
     }
     footer(w, r, all);
     out
@@ -85,22 +90,23 @@ fn axis_words(axis: Axis) -> &'static str {
     }
 }
 
-/// What findings are grouped by: outcome, cause, axis, and the kind of remedy.
-type Key<'a> = (Outcome, Option<&'static str>, &'static str, Axis, String, String);
+/// What findings are grouped by. Without a known cause, findings of one sort and one kind of remedy are told together.
+type Key = (u8, Outcome, Option<&'static str>, Axis, String, String);
 
 struct Group<'a> {
     journeys: Vec<usize>,
     findings: Vec<&'a Finding>,
 }
 
-fn section(w: &mut String, r: &SurviveReport, guest: &Verdicts, all: bool) {
-    let mut groups: BTreeMap<(u8, Key<'_>), Group<'_>> = BTreeMap::new();
+fn groups<'a>(guest: &'a Verdicts) -> BTreeMap<Key, Group<'a>> {
+    let mut groups: BTreeMap<Key, Group<'a>> = BTreeMap::new();
     for (i, verdict) in guest.verdicts.iter().enumerate() {
         for f in &verdict.findings {
-            // Without a known cause, findings of one sort are told together.
-            let remedy = if f.cause.is_some() { String::new() } else { format!("{:?}", std::mem::discriminant(&f.remedy)) };
-            let shapes = f.shapes.join(", ");
-            let key = (f.severity(), (f.outcome, f.cause, f.code, f.axis, remedy, shapes));
+            let sort = match f.cause {
+                Some(_) => String::new(),
+                None => format!("{} {:?}", f.code, std::mem::discriminant(&f.remedy)),
+            };
+            let key = (f.severity(), f.outcome, f.cause, f.axis, sort, f.shapes.join(", "));
             let group = groups.entry(key).or_insert_with(|| Group { journeys: Vec::new(), findings: Vec::new() });
             if !group.journeys.contains(&(i + 1)) {
                 group.journeys.push(i + 1);
@@ -110,6 +116,10 @@ fn section(w: &mut String, r: &SurviveReport, guest: &Verdicts, all: bool) {
             }
         }
     }
+    groups
+}
+
+fn section(w: &mut String, guest: &Verdicts, all: bool) {
     let heading = |outcome: Outcome| match outcome {
         Outcome::No => "What stands in the way",
         Outcome::HoldsWithDuties => "What the VMM must do itself",
@@ -118,70 +128,61 @@ fn section(w: &mut String, r: &SurviveReport, guest: &Verdicts, all: bool) {
         Outcome::HoldsByDefault => "What needs nothing",
     };
     let mut last = None;
-    let mut unknown = Vec::new();
-    for ((_, (outcome, cause, code, axis, _, shapes)), group) in &groups {
+    for ((_, outcome, cause, axis, _, shapes), group) in &groups(guest) {
         if *outcome == Outcome::Unknown && !all {
-            unknown.push(group);
             continue;
         }
         if last != Some(*outcome) {
-            let _ = writeln!(w, "\n{}", paint(HEAD, &format!("{}: {}", heading(*outcome), guest.guest)));
+            let _ = writeln!(w, "\n{}", paint(HEAD, &format!("{} ({})", heading(*outcome), guest.guest)));
             last = Some(*outcome);
         }
-        tell(w, *outcome, *cause, code, *axis, shapes, group, r, all);
-    }
-    if !unknown.is_empty() {
-        let _ = writeln!(w, "\n{}", paint(HEAD, &format!("{}: {}", heading(Outcome::Unknown), guest.guest)));
-        let mut names: Vec<&str> = Vec::new();
-        for f in unknown.iter().flat_map(|g| &g.findings) {
-            if !names.contains(&f.subject.as_str()) {
-                names.push(&f.subject);
-            }
-        }
-        let (behaviours, rest): (Vec<&str>, Vec<&str>) =
-            names.iter().partition(|n| evenkeel_catalog::choice(n).is_some_and(|c| !c.from.observe.is_empty()));
-        if !behaviours.is_empty() {
-            let text = format!(
-                "{} behaviours that no ioctl tells, only a look from inside a guest (evenkeel explain NAME): {}",
-                behaviours.len(),
-                collapse(&behaviours, false)
-            );
-            let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
-        }
-        if !rest.is_empty() {
-            let text = format!("{} facets or state items that were not determined on one host: {}", rest.len(), collapse(&rest, false));
-            let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
-        }
+        tell(w, *outcome, *cause, *axis, shapes, group, all);
     }
 }
 
-#[allow(clippy::too_many_arguments)] // the parts of one group, used here alone
-fn tell(
-    w: &mut String,
-    outcome: Outcome,
-    cause: Option<&str>,
-    code: &str,
-    axis: Axis,
-    shapes: &str,
-    group: &Group<'_>,
-    r: &SurviveReport,
-    all: bool,
-) {
+/// What is unknown, for all guests at once: it is the same for each, or nearly.
+fn unknown(w: &mut String, guests: &[Verdicts]) {
+    let mut names: Vec<&str> = Vec::new();
+    for f in guests.iter().flat_map(|g| &g.verdicts).flat_map(|v| &v.findings).filter(|f| f.outcome == Outcome::Unknown) {
+        if !names.contains(&f.subject.as_str()) {
+            names.push(&f.subject);
+        }
+    }
+    if names.is_empty() {
+        return;
+    }
+    let _ = writeln!(w, "\n{}", paint(HEAD, "What nobody has observed yet"));
+    let (behaviours, rest): (Vec<&str>, Vec<&str>) =
+        names.iter().partition(|n| evenkeel_catalog::choice(n).is_some_and(|c| !c.from.observe.is_empty()));
+    if !behaviours.is_empty() {
+        let text = format!(
+            "{} behaviours that no ioctl tells, only a look from inside a guest: {}",
+            behaviours.len(),
+            collapse(&behaviours, false)
+        );
+        let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
+    }
+    if !rest.is_empty() {
+        let text =
+            format!("{} facets or state items that were not determined on one host: {}", rest.len(), collapse(&rest, false));
+        let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
+    }
+}
+
+fn tell(w: &mut String, outcome: Outcome, cause: Option<&str>, axis: Axis, shapes: &str, group: &Group<'_>, all: bool) {
     let change = cause.and_then(evenkeel_catalog::change);
     let mark = match outcome {
         Outcome::No => "✗",
         Outcome::Unknown => "?",
         _ => "·",
     };
+    let first = group.findings[0];
     let title = match change {
         Some(c) => format!("{} {}", paint(NAME, c.id), c.title),
-        None => format!("cause unknown: {}", evenkeel_catalog::code(code).map_or(code, |c| c.title)),
+        None => format!("cause unknown: {}", evenkeel_catalog::code(first.code).map_or(first.code, |c| c.title)),
     };
     let journeys: Vec<String> = group.journeys.iter().map(usize::to_string).collect();
     let mut asides = vec![format!("verdict {}", journeys.join(", "))];
-    if let Some(c) = change {
-        asides.push(blast(c.blast, c.blast_words));
-    }
     if !shapes.is_empty() {
         asides.push(format!("shape {shapes}"));
     }
@@ -193,10 +194,12 @@ fn tell(
     }
     let _ = writeln!(w, "  {} {title}  {}", paint(of(outcome), mark), paint(DIM, &format!("[{}]", asides.join("; "))));
     let subjects: Vec<&str> = group.findings.iter().map(|f| f.subject.as_str()).collect();
-    let first = group.findings[0];
     let one_value = group.findings.iter().all(|f| (&f.before, &f.after) == (&first.before, &first.after));
     let values = if one_value { format!(": {} → {}", first.before, first.after) } else { String::new() };
     let _ = writeln!(w, "      {}", wrap(&format!("{}{values}", collapse(&subjects, all)), WIDTH, "        "));
+    if let Some(c) = change {
+        let _ = writeln!(w, "      who: {}", wrap(&blast(c.blast, c.blast_words), WIDTH, "        "));
+    }
     if all {
         for f in &group.findings {
             let title = if f.title.is_empty() { String::new() } else { format!("  {}", f.title) };
@@ -207,7 +210,6 @@ fn tell(
     for line in remedies(&group.findings) {
         let _ = writeln!(w, "      → {}", wrap(&line, WIDTH, "        "));
     }
-    let _ = r;
 }
 
 fn blast(blast: Blast, words: &str) -> String {
@@ -227,7 +229,7 @@ fn remedies(findings: &[&Finding]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for f in findings {
         let line = match &f.remedy {
-            Remedy::Nothing => "nothing to do".to_owned(),
+            Remedy::Nothing => "nothing to do: the old behaviour stays until somebody asks".to_owned(),
             Remedy::Selector { steps } if steps.iter().all(|s| s.starts_with("KVM_SET_CPUID2")) => {
                 "select: KVM_SET_CPUID2 with the contract's table".to_owned()
             }

@@ -1,0 +1,79 @@
+//! The documents of `--format json` are described by the schemas in docs/schema, and keep to them.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+const DOCUMENTS: [&str; 7] = ["surface", "survive", "diff", "check", "baseline", "seal", "predict"];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")
+}
+
+fn run(args: &[&str]) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn schema(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(folder().join(format!("{name}.json"))).unwrap()).unwrap()
+}
+
+fn validate(name: &str, document: &str) {
+    let validator = jsonschema::validator_for(&schema(name)).unwrap();
+    let document: Value = serde_json::from_str(document).unwrap_or_else(|e| panic!("{name}: {e}: {document}"));
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{e} at {}", e.instance_path())).take(5).collect();
+    assert_eq!(errors, Vec::<String>::new(), "{name}");
+}
+
+#[test]
+fn schemas_in_the_tree_are_those_of_the_types() {
+    for name in DOCUMENTS {
+        let now = run(&["schema", name]);
+        let path = folder().join(format!("{name}.json"));
+        if std::env::var_os("EVENKEEL_UPDATE").is_some() {
+            std::fs::write(&path, &now).unwrap();
+        }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(kept, now, "{name}: EVENKEEL_UPDATE=1 cargo test writes it anew; say in CHANGELOG.md what changed");
+    }
+}
+
+#[test]
+fn answers_validate() {
+    validate("survive", &run(&["survive", "debian-6.1", "debian-7.3", "--format", "json"]));
+    validate("survive", &run(&["survive", "debian-7.3-arm64", "debian-6.12-arm64", "--format", "json"]));
+    validate("survive", &run(&["survive", "debian-6.1", "debian-6.1@debian-7.3", "--format", "json"]));
+    validate("diff", &run(&["diff", "debian-6.1", "debian-7.3", "--format", "json"]));
+    validate("baseline", &run(&["baseline", "debian-6.1", "debian-7.3", "--format", "json"]));
+    validate("predict", &run(&["predict", "debian-6.1@debian-7.3", "--format", "json"]));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    let path = path.to_str().unwrap();
+    run(&["baseline", "debian-6.1", "debian-7.3", "-o", path]);
+    validate("check", &run(&["check", path, "debian-6.1", "--format", "json"]));
+    validate("seal", &run(&["seal", path, "debian-6.1", "--format", "json"]));
+}
+
+#[test]
+fn every_bundled_capture_validates() {
+    assert!(evenkeel_hosts::BUNDLED.len() >= 8);
+    for bundled in evenkeel_hosts::BUNDLED {
+        validate("surface", bundled.text);
+    }
+}
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_here_against_its_prediction_validates() {
+    let report = run(&["survive", "here", "here@debian-7.3", "--format", "json"]);
+    validate("survive", &report);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let findings = report["guests"].as_array().unwrap().iter().flat_map(|g| g["verdicts"].as_array().unwrap()).flat_map(|v| v["findings"].as_array().unwrap());
+    assert!(findings.clone().count() > 0);
+    for f in findings {
+        assert_ne!(f["axis"], "cpu", "no difference is put on a CPU that is the same: {f}");
+    }
+    assert_eq!(report["axes"], Value::Array(vec![]));
+}
