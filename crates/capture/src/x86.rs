@@ -130,12 +130,13 @@ fn ask_system(system: &System<'_>, parts: &mut Parts) -> (Answers, Vec<evenkeel_
             .extend(cpuid::clear_per_cpu(entry).map(|per_cpu| cpuid::document(&per_cpu)));
     }
     parts.volatile.cpuid_per_cpu.sort();
-    table.sort();
+    // By number only, so that of two entries for one leaf the first, which is the one that counts, stays the first.
+    table.sort_by_key(|entry| (entry.function, entry.index));
     parts.offer.cpuid = cpuid::documents(&table);
     let mut other = |may: bool, what: &str, request| {
         let asked = if may { parts.book.ask(what, system.cpuid(request)) } else { None };
         let mut table = asked.unwrap_or_default();
-        table.sort();
+        table.sort_by_key(|entry| (entry.function, entry.index));
         cpuid::documents(&table)
     };
     let emulated: Vec<CpuidEntry> =

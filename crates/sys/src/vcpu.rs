@@ -26,7 +26,8 @@ impl<'b> Vcpu<'b> {
     /// KVM_GET_CPUID2 (x86).
     pub fn cpuid(&self) -> Result<Vec<CpuidEntry>, Error> {
         let bytes = self.list(&KVM_GET_CPUID2, 8, X86_CPUID_ENTRY, 256)?;
-        let mut entries: Vec<CpuidEntry> = bytes.chunks_exact(X86_CPUID_ENTRY).map(CpuidEntry::from_bytes).collect();
+        let mut entries: Vec<CpuidEntry> =
+            bytes.chunks_exact(X86_CPUID_ENTRY).map(CpuidEntry::from_bytes).collect();
         // Kernels up to 6.1 leave the count as it was given (kvm_vcpu_ioctl_get_cpuid2 sets it only when it fails), so
         // the room behind the last entry comes back as entries of nothing but zeroes.
         while entries.last().is_some_and(|last| *last == CpuidEntry::default()) {

@@ -73,14 +73,16 @@ pub(crate) fn clear_runtime(entry: &mut CpuidEntry) {
 /// Compares the table that KVM stored with the one that it was given.
 pub(crate) fn stored(vcpu: &Vcpu<'_>, given: &[CpuidEntry], parts: &mut Parts) {
     let Some(got) = parts.book.ask("cpuid-stored", vcpu.cpuid()) else { return };
-    let index = |table: &[CpuidEntry]| -> BTreeMap<(u32, u32), CpuidEntry> {
-        let cleared = table.iter().map(|entry| {
+    // Of several entries for one leaf the first counts, as in KVM's own search.
+    let index = |table: &[CpuidEntry]| {
+        let mut first = BTreeMap::new();
+        for entry in table {
             let mut entry = *entry;
             clear_per_cpu(&mut entry);
             clear_runtime(&mut entry);
-            ((entry.function, entry.index), entry)
-        });
-        cleared.collect()
+            first.entry((entry.function, entry.index)).or_insert(entry);
+        }
+        first
     };
     let (given, got) = (index(given), index(&got));
     let changed = got.iter().filter(|(at, entry)| given.get(at) != Some(entry));
