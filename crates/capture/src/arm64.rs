@@ -234,8 +234,14 @@ fn feature_index(id: u64) -> Option<usize> {
 
 fn ask_sections(scratches: &[Scratch<'_>], parts: &mut Parts) {
     let plans = [
-        ("mp-state", CAP_MP_STATE, &KVM_GET_MP_STATE, &KVM_SET_MP_STATE, layout::MP_STATE),
-        ("vcpu-events", CAP_VCPU_EVENTS, &KVM_GET_VCPU_EVENTS, &KVM_SET_VCPU_EVENTS, layout::VCPU_EVENTS),
+        ("arm64-mp-state", CAP_MP_STATE, &KVM_GET_MP_STATE, &KVM_SET_MP_STATE, layout::MP_STATE),
+        (
+            "arm64-vcpu-events",
+            CAP_VCPU_EVENTS,
+            &KVM_GET_VCPU_EVENTS,
+            &KVM_SET_VCPU_EVENTS,
+            layout::VCPU_EVENTS,
+        ),
     ];
     let mut found = Sections::default();
     for scratch in scratches {

@@ -37,11 +37,18 @@ pub struct Options {
     pub tool: String,
     /// Also make a tap interface for a moment, to see which offloads it takes. Needs CAP_NET_ADMIN; udev will notice.
     pub network: bool,
+    /// MSRs to ask for besides those that the host lists (x86): those that the catalog says to ask.
+    pub msrs: Vec<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { tool: concat!("evenkeel-capture ", env!("CARGO_PKG_VERSION")).to_owned(), network: true }
+        let asked = evenkeel_catalog::MSRS.iter().filter(|m| m.ask);
+        Options {
+            tool: concat!("evenkeel-capture ", env!("CARGO_PKG_VERSION")).to_owned(),
+            network: true,
+            msrs: asked.flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)).collect(),
+        }
     }
 }
 
@@ -81,7 +88,7 @@ pub fn capture_timed(backend: &dyn Backend, options: &Options) -> Result<(Surfac
     let arch = timings.phase("open", || host::architecture(backend))?;
     let system = timings.phase("open", || open(backend))?;
     match arch {
-        Arch::X86_64 => x86::capture(&system, &mut parts, &mut timings)?,
+        Arch::X86_64 => x86::capture(&system, options, &mut parts, &mut timings)?,
         Arch::Aarch64 => arm64::capture(&system, &mut parts, &mut timings)?,
     }
     if options.network {

@@ -7,7 +7,7 @@ use evenkeel_sys::{Errno, Error as CallError, System, Vcpu, Vm};
 use crate::capabilities::{self, Answers};
 use crate::registers::Registers;
 use crate::shapes::Sections;
-use crate::{Error, Parts, Timings};
+use crate::{Error, Options, Parts, Timings};
 
 pub(crate) mod cpuid;
 mod lapic;
@@ -78,6 +78,7 @@ pub(crate) struct Scratch<'b> {
 
 pub(crate) fn capture<'b>(
     system: &System<'b>,
+    options: &Options,
     parts: &mut Parts<'b>,
     timings: &mut Timings,
 ) -> Result<(), Error> {
@@ -104,7 +105,7 @@ pub(crate) fn capture<'b>(
     if let Some(vcpu) = usual {
         timings.phase("cpuid", || cpuid::stored(vcpu, &table, parts));
         // Before anything is set: that may leave traces in an MSR.
-        reset = Some((vcpu, timings.phase("msrs: read", || msrs::read(system, vcpu, parts))));
+        reset = Some((vcpu, timings.phase("msrs: read", || msrs::read(system, vcpu, &options.msrs, parts))));
     }
     timings.phase("sections", || ask_sections(&scratches, parts));
     if let Some((vcpu, reset)) = reset {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use evenkeel_capture::{Options, capture};
+use evenkeel_capture::capture;
 use evenkeel_surface::{Arch, Hex32, Hex64, Surface, Write};
 use evenkeel_sys::{Errno, Log, Replaying, System};
 
@@ -12,7 +12,7 @@ const X86: &str = include_str!("logs/x86-5.10.262-svm.jsonl");
 fn replay(text: &str) -> (Surface, Log) {
     let log = Log::from_json_lines(text).unwrap();
     let replaying = Replaying::new(log.clone());
-    let surface = capture(&replaying, &Options::default()).unwrap();
+    let surface = capture(&replaying, &support::options(&log)).unwrap();
     assert_eq!(replaying.left(), 0, "the log has calls that were not made");
     (surface, log)
 }
@@ -43,6 +43,10 @@ fn an_arm64_host_is_captured_on_any_machine() {
     assert_eq!(dfr0.iter().map(|r| r.shapes.clone()).collect::<Vec<_>>(), [vec![0], vec![1, 2]]);
     assert!(dfr0.iter().all(|r| r.mask.is_some() && r.reset.is_some()));
     assert!(offer.registers.windows(2).all(|r| (r[0].id, &r[0].shapes) < (r[1].id, &r[1].shapes)));
+    // Sections bear the catalog's names.
+    let items = offer.sections.iter().map(|s| s.item.as_str());
+    assert_eq!(items.collect::<Vec<_>>(), ["arm64-mp-state", "arm64-vcpu-events"]);
+    assert!(offer.sections.iter().all(|s| evenkeel_catalog::section(&s.item).is_some()));
     // The virtual counter runs.
     let counter = offer.registers.iter().find(|r| r.id == Hex64(0x6030_0000_0013_df1a)).unwrap();
     assert!(counter.running && counter.reset.is_none() && counter.write == Write::Unasked);
@@ -60,6 +64,7 @@ fn an_x86_host_is_captured_on_any_machine() {
     }
     // KVM stores what it is given here, though it says that it stored as many entries as there was room for.
     assert_eq!(offer.cpuid_stored, []);
+    assert!(offer.sections.iter().all(|s| evenkeel_catalog::section(&s.item).is_some()));
     let section = |name: &str| offer.sections.iter().find(|s| s.item == name);
     assert!(section("sregs2").is_none() && section("xsave2").is_none());
     assert_eq!(section("vcpu-events").unwrap().flags, Some(Hex64(0xd)));
@@ -86,7 +91,7 @@ fn a_host_without_kvm_is_an_error_with_a_hint() {
     let mut log = Log::from_json_lines(X86).unwrap();
     let open = log.entries.iter_mut().find(|e| e.call == "open").unwrap();
     (open.ret, open.errno) = (None, Some("EACCES".to_owned()));
-    let error = capture(&Replaying::new(log), &Options::default()).unwrap_err();
+    let error = capture(&Replaying::new(log.clone()), &support::options(&log)).unwrap_err();
     assert_eq!(error.cause.errno(), Some(Errno::EACCES));
     assert_eq!(error.to_string(), "cannot capture system: open(/dev/kvm): EACCES (13, Permission denied)");
     assert!(error.hint().contains("group"));
@@ -96,7 +101,7 @@ fn a_host_without_kvm_is_an_error_with_a_hint() {
 fn a_log_of_something_else_is_an_error_that_names_both_calls() {
     let mut log = Log::from_json_lines(X86).unwrap();
     log.entries.remove(700);
-    let error = capture(&Replaying::new(log.clone()), &Options::default()).unwrap_err();
+    let error = capture(&Replaying::new(log.clone()), &support::options(&log)).unwrap_err();
     assert!(error.cause.is_off_script());
     let words = error.to_string();
     assert!(words.contains("was asked, but call 701 of the log is"), "{words}");

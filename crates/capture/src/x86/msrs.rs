@@ -24,13 +24,12 @@ fn is_refused(error: &CallError) -> bool {
     error.why == Refusal::NotProcessed
 }
 
-/// Reads every MSR that is listed or catalogued.
-pub(crate) fn read(system: &System<'_>, vcpu: &Vcpu<'_>, parts: &mut Parts) -> Reset {
+/// Reads every MSR that the host lists, and these.
+pub(crate) fn read(system: &System<'_>, vcpu: &Vcpu<'_>, others: &[u32], parts: &mut Parts) -> Reset {
     let list = parts.book.ask("msr-index-list", system.msr_list(&KVM_GET_MSR_INDEX_LIST));
     let listed: BTreeSet<u32> = list.unwrap_or_default().into_iter().collect();
-    let catalogued =
-        evenkeel_catalog::MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr));
-    let asked: BTreeSet<u32> = listed.iter().copied().chain(catalogued).chain(ALWAYS).collect();
+    let others = others.iter().copied().chain(ALWAYS);
+    let asked: BTreeSet<u32> = listed.iter().copied().chain(others).collect();
     let asked: Vec<u32> = asked.into_iter().collect();
     let mut values = BTreeMap::new();
     for (&msr, value) in asked.iter().zip(vcpu.msrs().get(&asked)) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use evenkeel_capture::{Error, Options, capture};
 use evenkeel_surface::{Surface, Write};
+use evenkeel_sys::layout::word;
 use evenkeel_sys::{Entry, Errno, Fault, Faulty, Log, Replaying, Rule, When};
 
 /// Fails the calls of `log` that `which` picks, one capture each. Either there is no capture and the error names the
@@ -24,6 +25,14 @@ pub fn fail_in_turn(whole: &Surface, log: &Log, which: impl Fn(usize, &Entry) ->
     shorter
 }
 
+/// What was asked of the host of this log: the MSRs in it, so that it replays when the catalog has learned of others.
+pub fn options(log: &Log) -> Options {
+    let vcpu_msrs = log.entries.iter().filter(|entry| entry.call == "KVM_GET_MSRS" && entry.fd != Some(0));
+    let numbers = vcpu_msrs.filter_map(|entry| Some(entry.bytes_in.as_ref()?.to_vec()));
+    let msrs = numbers.flat_map(|bytes| bytes[8..].chunks_exact(16).map(|e| word(e, 0)).collect::<Vec<_>>());
+    Options { msrs: msrs.collect(), ..Options::default() }
+}
+
 /// One call in `stride`, and the first five of each name. A test that is built with optimization takes all of them.
 pub fn sample(log: &Log, stride: usize) -> impl Fn(usize, &Entry) -> bool {
     let stride = if cfg!(debug_assertions) { stride } else { 1 };
@@ -38,7 +47,7 @@ pub fn sample(log: &Log, stride: usize) -> impl Fn(usize, &Entry) -> bool {
 fn capture_with_failure(log: &Log, n: usize) -> Result<Surface, Error> {
     let rule = Rule { when: When::Nth(n), fault: Fault::Lose(Errno::EIO) };
     let faulty = Faulty::new(Replaying::loosely(log.clone()), vec![rule]);
-    let captured = capture(&faulty, &Options::default());
+    let captured = capture(&faulty, &options(log));
     assert_eq!(faulty.spoiled().len(), 1, "call {n} was never made");
     captured
 }
