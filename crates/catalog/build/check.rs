@@ -69,6 +69,10 @@ fn registers(data: &Data, problems: &mut Vec<String>) -> Facets {
             }
         }
     }
+    unique("measurement", data.measurement.iter().map(|m| m.name.as_str()), problems);
+    // Captures differ in these too, so the ledger may explain them.
+    facets.extend(data.measurement.iter().map(|m| (m.name.clone(), Vec::new())));
+    facets.extend(data.capability.iter().map(|c| (format!("cap.{}", c.cap), Vec::new())));
     for c in &data.choice {
         let named = c.values.iter().map(|v| (v.value, v.name.clone())).collect();
         if facets.insert(c.name.clone(), named).is_some() {

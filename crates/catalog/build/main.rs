@@ -72,6 +72,7 @@ pub struct Data {
     section: Vec<Section>,
     edge: Vec<Edge>,
     capability: Vec<Capability>,
+    measurement: Vec<Measurement>,
     constraint: Vec<Constraint>,
     code: Vec<Code>,
     #[serde(skip)]
@@ -106,6 +107,7 @@ fn main() {
                 all.section.append(&mut data.section);
                 all.edge.append(&mut data.edge);
                 all.capability.append(&mut data.capability);
+                all.measurement.append(&mut data.measurement);
                 all.constraint.append(&mut data.constraint);
                 all.code.append(&mut data.code);
             }
@@ -133,6 +135,7 @@ fn main() {
     all.reg.sort_by_key(|r| r.id);
     all.section.sort_by_key(|s| (arch_order(s.arch), s.name.clone()));
     all.capability.sort_by_key(|c| (c.cap, c.arch.clone()));
+    all.measurement.sort_by(|a, b| a.name.cmp(&b.name));
     all.code.sort_by(|a, b| a.code.cmp(&b.code));
     all.change.sort_by(|a, b| a.id.cmp(&b.id));
     check::check(&all, &mut problems);
@@ -151,6 +154,7 @@ fn main() {
     emit(&mut out, "SECTIONS", "Section", "All groups of state with an ioctl pair of their own.", &all.section);
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
     emit(&mut out, "CAPABILITIES", "Capability", "All capabilities known by name, ascending by number.", &all.capability);
+    emit(&mut out, "MEASUREMENTS", "Measurement", "All measurements that captures make, ascending by name.", &all.measurement);
     emit(&mut out, "CONSTRAINTS", "Constraint", "What cannot be chosen apart.", &all.constraint);
     emit(&mut out, "CODES", "Code", "The codes of findings, ascending.", &all.code);
     emit(&mut out, "CHANGES", "Change", "The ledger, ascending by id.", &all.change);

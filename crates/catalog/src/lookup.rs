@@ -1,6 +1,6 @@
 //! Finding things in the catalog by number or name.
 
-use crate::{CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MSRS, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section};
+use crate::{CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MEASUREMENTS, MSRS, Measurement, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section};
 
 /// The MSR with this number, as an item of state.
 pub fn msr(number: u32) -> Option<&'static Msr> {
@@ -52,4 +52,9 @@ pub fn change(id: &str) -> Option<&'static Change> {
 /// The finding's code of this name.
 pub fn code(name: &str) -> Option<&'static Code> {
     CODES.iter().find(|c| c.code == name)
+}
+
+/// The measurement of this name.
+pub fn measurement(name: &str) -> Option<&'static Measurement> {
+    MEASUREMENTS.binary_search_by(|m| m.name.cmp(name)).ok().map(|i| &MEASUREMENTS[i])
 }

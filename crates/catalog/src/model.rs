@@ -230,6 +230,16 @@ record! {
         pub arch: Str,
     }
 
+    /// A measurement that a capture makes on a scratch VM or on the host, beside what enumerations declare.
+    pub struct Measurement {
+        /// Its name in a capture: `x86.lapic.lvr`, `net.tap.offloads`.
+        pub name: Str,
+        /// What is measured, and how, in a line.
+        pub title: Str,
+        /// What it means for a guest.
+        pub guest: Str,
+    }
+
     /// `A ⇒ B`: what cannot be chosen apart.
     pub struct Constraint {
         /// The architecture.

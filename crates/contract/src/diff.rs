@@ -48,7 +48,7 @@ pub struct Difference {
     pub after: String,
     /// What it comes from.
     pub axis: Axis,
-    /// The shape, where it is a matter of shape.
+    /// The shapes, where it is a matter of shape.
     pub shape: String,
     /// The ledger entry that explains it.
     pub cause: Option<&'static str>,
@@ -105,10 +105,36 @@ pub fn diff(o: (&Surface, &[View]), n: (&Surface, &[View])) -> Vec<Difference> {
         first = false;
         choices(old, new, &mut found);
     }
+    let mut found = fold_shapes(found, o.1.iter().filter(|old| n.1.iter().any(|new| new.shape == old.shape)).count());
     documents(o, n, &mut found);
-    found.dedup_by(|a, b| (&a.subject, &a.before, &a.after, &a.shape) == (&b.subject, &b.before, &b.after, &b.shape));
     found.sort_by(|a, b| (a.class, a.cause.is_none(), a.cause, &a.subject).cmp(&(b.class, b.cause.is_none(), b.cause, &b.subject)));
     found
+}
+
+/// What differs in the same way in several shapes is said once; in all of the `shapes` that were compared, without them.
+fn fold_shapes(found: Vec<Difference>, shapes: usize) -> Vec<Difference> {
+    let mut folded: Vec<(Difference, usize)> = Vec::with_capacity(found.len());
+    let mut index: std::collections::HashMap<(String, String, String), usize> = std::collections::HashMap::new();
+    for d in found {
+        match index.entry((d.subject.clone(), d.before.clone(), d.after.clone())) {
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(folded.len());
+                folded.push((d, 1));
+            }
+            std::collections::hash_map::Entry::Occupied(place) => {
+                let (first, count) = &mut folded[*place.get()];
+                first.shape = format!("{}, {}", first.shape, d.shape);
+                *count += 1;
+            }
+        }
+    }
+    let whole = |(mut d, count): (Difference, usize)| {
+        if count == shapes {
+            d.shape.clear();
+        }
+        d
+    };
+    folded.into_iter().map(whole).collect()
 }
 
 fn name_word(o: &View, n: &View, d: &WordDifference, found: &mut Vec<Difference>) {
@@ -270,7 +296,8 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
     for (x, y) in pair(&a.measured, &b.measured, |m| (m.facet.clone(), m.shape)) {
         let Some(m) = x.or(y) else { continue };
         let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
-        add(m.facet.clone(), "measured on a scratch VM", show(x), show(y));
+        let title = evenkeel_catalog::measurement(&m.facet).map_or("measured on a scratch VM", |k| k.title);
+        add(m.facet.clone(), title, show(x), show(y));
     }
     for (x, y) in pair(&a.unread, &b.unread, |u| (u.what.clone(), u.call.clone())) {
         let Some(u) = x.or(y) else { continue };

@@ -173,9 +173,7 @@ pub(crate) fn judge_choice(q: &Question<'_>, offer: &ChoiceOffer, wanted: Option
         let other = |c: &&&'static evenkeel_catalog::Change| c.explains.iter().any(|e| e.facet == facet.name);
         evenkeel_catalog::CHANGES.iter().find(|c| other(&c)).filter(|_| !offered || offer.is_unknown())
     });
-    let selector = || Remedy::Selector {
-        steps: facet.selector.iter().map(|s| s.replace("{value}", &value_number(offer.choice, wanted))).collect(),
-    };
+    let selector = || Remedy::Selector { steps: steps(offer.choice, wanted) };
     let (code, outcome, remedy) = if by_default {
         return;
     } else if wanted.is_none() || (!offered && !offer.complete) || offer.is_unknown() {
@@ -205,6 +203,18 @@ pub(crate) fn judge_choice(q: &Question<'_>, offer: &ChoiceOffer, wanted: Option
         remedy,
         evidence: q.from.evidence.min(q.on.evidence),
     });
+}
+
+/// The steps that select a value. A step of the catalog may be for one value only: then it starts with its name.
+fn steps(choice: u16, wanted: Option<u8>) -> Vec<String> {
+    let facet = &CHOICES[usize::from(choice)];
+    let name = value_name(choice, wanted);
+    let of = |step: &&'static str| match step.split_once(": ") {
+        Some((value, rest)) if facet.values.iter().any(|v| v.name == value) => (value == name).then(|| rest.to_owned()),
+        _ => Some(step.replace("{value}", &value_number(choice, wanted))),
+    };
+    let steps: Vec<String> = facet.selector.iter().filter_map(|s| of(&s)).collect();
+    if steps.is_empty() { vec![format!("do not select anything else for `{}`", facet.name)] } else { steps }
 }
 
 fn value_number(choice: u16, value: Option<u8>) -> String {

@@ -128,7 +128,7 @@ pub fn load(name: &str) -> Result<Host, Error> {
         (parse(name, bundled.text.as_bytes())?, true)
     } else {
         let path = Path::new(name);
-        let looks_like_a_path = name.contains('/') || path.extension().is_some();
+        let looks_like_a_path = name.contains('/') || path.extension().is_some_and(|e| e == "json");
         match std::fs::metadata(path) {
             Ok(meta) if meta.len() > Limits::default().bytes as u64 => {
                 let error = std::io::Error::other(format!("{} bytes are too many for a capture", meta.len()));

@@ -18,6 +18,10 @@ pub fn explain(name: &str) -> Option<String> {
     if let Some(c) = catalog::choice(name) {
         return Some(choice(c));
     }
+    if let Some(m) = catalog::measurement(name) {
+        let text = format!("{}, measured by a capture: {}\n  for a guest: {}\n", paint(HEAD, m.name), m.title, wrap(m.guest, WIDTH, "      "));
+        return Some(text + &mentions(name));
+    }
     if let Some(text) = item(name) {
         return Some(text);
     }
