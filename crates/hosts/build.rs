@@ -13,10 +13,13 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|e| e == "json"))
         .collect();
     files.sort();
-    let mut out = String::from("/// All captures that are part of the program, ascending by name.\npub static BUNDLED: &[Bundled] = &[\n");
+    let mut out = String::from(
+        "/// All captures that are part of the program, ascending by name.\npub static BUNDLED: &[Bundled] = &[\n",
+    );
     for path in files {
         let name = path.file_stem().expect("it has an extension").to_string_lossy().into_owned();
-        writeln!(out, "    Bundled {{ name: {name:?}, text: include_str!({path:?}) }},").expect("a String takes everything");
+        writeln!(out, "    Bundled {{ name: {name:?}, text: include_str!({path:?}) }},")
+            .expect("a String takes everything");
     }
     out.push_str("];\n");
     let path = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("bundled.rs");

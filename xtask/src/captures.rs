@@ -18,6 +18,9 @@ pub struct Captures {
     /// The folder to write to.
     #[arg(long, short, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Write nothing: compare the offer digest of each kernel, captured anew, with that of the capture in the folder.
+    #[arg(long)]
+    check: bool,
     /// Seconds that a kernel may take.
     #[arg(long, default_value_t = 300)]
     timeout: u64,
@@ -35,12 +38,7 @@ const SURFACE: &str = "surface.json";
 impl Captures {
     /// Captures each kernel; one that fails does not stop the others, and fails the whole at the end.
     pub fn run(self) -> Result {
-        let chosen: Vec<&Kernel> = match self.kernels.as_slice() {
-            [] => kernels().iter().collect(),
-            names => {
-                names.iter().map(|name| kernel(name).map_err(|e| e.to_string())).collect::<Result<_>>()?
-            }
-        };
+        let chosen = choose(&self.kernels)?;
         if !self.no_build {
             // Only for the architectures that are asked for: arm64 takes a compiler that not everybody has.
             let mut arch: Vec<String> = chosen.iter().map(|kernel| kernel.arch.name().to_owned()).collect();
@@ -62,8 +60,17 @@ impl Captures {
             match self.capture(kernel, &options) {
                 Ok((surface, words)) => {
                     let path = out.join(format!("{}.json", kernel.name));
-                    fs::write(&path, surface).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
                     eprintln!("{}: {words}", kernel.name);
+                    if self.check {
+                        let kept =
+                            fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+                        if digest(&kept).is_none() || digest(&kept) != digest(&surface) {
+                            eprintln!("{}: another offer than in {}", kernel.name, path.display());
+                            failed.push(kernel.name.as_str());
+                        }
+                        continue;
+                    }
+                    fs::write(&path, surface).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
                 }
                 Err(words) => {
                     eprintln!("{}: FAILED: {words}", kernel.name);
@@ -102,4 +109,26 @@ impl Captures {
         );
         Ok((surface, summary))
     }
+}
+
+/// Kernels by name; all of the lab's without any.
+fn choose(names: &[String]) -> Result<Vec<&'static Kernel>> {
+    match names {
+        [] => Ok(kernels().iter().collect()),
+        names => names.iter().map(|name| kernel(name).map_err(|e| e.to_string())).collect(),
+    }
+}
+
+/// `cargo xtask fetch`.
+pub fn fetch_kernels(names: &[String]) -> Result {
+    let cache = Cache::locate().map_err(|e| e.to_string())?;
+    fetch(&choose(names)?, &cache, &mut |line| eprintln!("{line}")).map_err(|e| e.to_string()).map(drop)
+}
+
+/// The offer digest that a capture states: the line after `"digests"`.
+fn digest(surface: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(surface).ok()?;
+    let (_, digests) = text.split_once("\"digests\":")?;
+    let (_, rest) = digests.split_once("\"offer\":\"")?;
+    rest.split('"').next()
 }

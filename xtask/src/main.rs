@@ -19,6 +19,11 @@ type Result<T = ()> = std::result::Result<T, String>;
 enum Task {
     /// Build the static binaries that the lab runs inside emulated hosts, into target/static/ARCH/.
     Cross(cross::Cross),
+    /// Fetch kernels from Debian's archive into the lab's cache, checking signatures and digests.
+    Fetch {
+        /// By short name; all without any.
+        kernels: Vec<String>,
+    },
     /// Boot each kernel of the lab's list, capture it, and write crates/hosts/captures/NAME.json.
     Captures(captures::Captures),
 }
@@ -26,6 +31,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Cross(task) => task.run(),
+        Task::Fetch { kernels } => captures::fetch_kernels(&kernels),
         Task::Captures(task) => task.run(),
     };
     match done {

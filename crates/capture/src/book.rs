@@ -81,6 +81,12 @@ impl Book {
         }
     }
 
+    /// Takes over another book's notes.
+    pub(crate) fn absorb(&mut self, other: Book) {
+        self.unread.extend(other.unread);
+        self.off_script = self.off_script.take().or(other.off_script);
+    }
+
     /// All notes, in the order of the facets' names, so that the document does not depend on the order of questions.
     pub(crate) fn finish(mut self) -> Result<Vec<Unread>, Error> {
         if let Some(error) = self.off_script {

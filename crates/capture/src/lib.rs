@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use evenkeel_surface::{Arch, Digests, Offer, Provenance, SCHEMA, Surface, Volatile};
+use evenkeel_surface::{Arch, Digests, Measured, Offer, Provenance, SCHEMA, Surface, Volatile};
 use evenkeel_sys::{Backend, Source, System};
 
 mod arm64;
@@ -37,6 +37,8 @@ pub struct Options {
     pub tool: String,
     /// Also make a tap interface for a moment, to see which offloads it takes. Needs CAP_NET_ADMIN; udev will notice.
     pub network: bool,
+    /// Measure the network in a thread beside the rest. The calls then come in no certain order: not for recordings.
+    pub side_by_side: bool,
     /// MSRs to ask for besides those that the host lists (x86): those that the catalog says to ask.
     pub msrs: Vec<u32>,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
         Options {
             tool: concat!("evenkeel-capture ", env!("CARGO_PKG_VERSION")).to_owned(),
             network: true,
+            side_by_side: false,
             msrs: asked.flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)).collect(),
         }
     }
@@ -82,6 +85,29 @@ pub fn capture(backend: &dyn Backend, options: &Options) -> Result<Surface, Erro
 
 /// [`capture`], and how long its parts took.
 pub fn capture_timed(backend: &dyn Backend, options: &Options) -> Result<(Surface, Timings), Error> {
+    std::thread::scope(|scope| {
+        // Closing a tap waits for the kernel longer than all of KVM's answers take.
+        let beside = (options.network && options.side_by_side).then(|| {
+            scope.spawn(|| {
+                let mut parts = Parts::default();
+                net::measure(backend, &mut parts);
+                std::mem::take(&mut parts.graves).close();
+                (parts.offer.measured, parts.book)
+            })
+        });
+        ask(backend, options, || match beside {
+            Some(thread) => thread.join().ok(),
+            None => None,
+        })
+    })
+}
+
+/// Asks in order. `beside` waits for what was measured beside, if anything was.
+fn ask(
+    backend: &dyn Backend,
+    options: &Options,
+    beside: impl FnOnce() -> Option<(Vec<Measured>, Book)>,
+) -> Result<(Surface, Timings), Error> {
     let mut timings = Timings::default();
     let mut parts = Parts::default();
 
@@ -91,13 +117,17 @@ pub fn capture_timed(backend: &dyn Backend, options: &Options) -> Result<(Surfac
         Arch::X86_64 => x86::capture(&system, options, &mut parts, &mut timings)?,
         Arch::Aarch64 => arm64::capture(&system, &mut parts, &mut timings)?,
     }
-    if options.network {
+    if options.network && !options.side_by_side {
         timings.phase("network", || net::measure(backend, &mut parts));
     }
     timings.phase("host", || host::provenance(backend, arch, &mut parts));
 
-    let Parts { mut offer, provenance, mut volatile, book, graves } = parts;
+    let Parts { mut offer, provenance, mut volatile, mut book, graves } = parts;
     timings.phase("close", || graves.close());
+    if let Some((measured, notes)) = timings.phase("network", beside) {
+        offer.measured.extend(measured);
+        book.absorb(notes);
+    }
     offer.unread = book.finish()?;
     volatile.tool.clone_from(&options.tool);
     let mut surface =

@@ -13,7 +13,11 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     changes(data, &facets, &items, problems);
 }
 
-fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>, problems: &mut Vec<String>) -> BTreeSet<String> {
+fn unique<'a>(
+    what: &str,
+    names: impl Iterator<Item = &'a str>,
+    problems: &mut Vec<String>,
+) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     for name in names {
         if name.is_empty() {
@@ -34,7 +38,8 @@ fn registers(data: &Data, problems: &mut Vec<String>) -> Facets {
     for r in &data.register {
         let places = [r.at.leaf.is_some(), r.at.msr.is_some(), r.at.reg.is_some()];
         if places.iter().filter(|p| **p).count() != 1 {
-            problems.push(format!("register `{}`: exactly one of leaf, msr and reg says where it is", r.name));
+            problems
+                .push(format!("register `{}`: exactly one of leaf, msr and reg says where it is", r.name));
         }
         if r.at.leaf.is_some() && !["eax", "ebx", "ecx", "edx"].contains(&r.at.register.as_str()) {
             problems.push(format!("register `{}`: `{}` is no CPUID register", r.name, r.at.register));
@@ -49,7 +54,10 @@ fn registers(data: &Data, problems: &mut Vec<String>) -> Facets {
         let mut next = 0u8;
         for f in &r.fields.0 {
             if f.lo > f.hi || f.hi > top || f.lo < next {
-                problems.push(format!("{}.{}: bits {}..{} overlap, descend or do not fit", r.name, f.name, f.lo, f.hi));
+                problems.push(format!(
+                    "{}.{}: bits {}..{} overlap, descend or do not fit",
+                    r.name, f.name, f.lo, f.hi
+                ));
             }
             next = f.hi + 1;
             if matches!(f.rule, Rule::Flag | Rule::Accumulate) && f.lo != f.hi {
@@ -92,7 +100,8 @@ fn choices(data: &Data, facets: &Facets, problems: &mut Vec<String>) {
         }
         let measured = !c.from.measured.is_empty() || c.from.reg.is_some();
         for (what, value) in [("default", c.default), ("absent", c.absent)] {
-            if !numbers.contains(&value) && !(measured && what == "default") {
+            let told_by_measuring = measured && what == "default";
+            if !numbers.contains(&value) && !told_by_measuring {
                 problems.push(format!("`{}`: its {what} {value} is none of its values", c.name));
             }
         }
@@ -141,7 +150,10 @@ fn items(data: &Data, facets: &Facets, problems: &mut Vec<String>) -> BTreeSet<S
     for r in &data.reg {
         let last = r.last.unwrap_or(r.id);
         if r.id < next || last < r.id || last - r.id > 4096 {
-            problems.push(format!("reg {:#x} ({}): overlaps the one before it, or its run is too long", r.id, r.name));
+            problems.push(format!(
+                "reg {:#x} ({}): overlaps the one before it, or its run is too long",
+                r.id, r.name
+            ));
         }
         next = last + 1;
         for id in r.id..=last {
@@ -204,7 +216,10 @@ fn changes(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
         if [probe, observe, undetectable].iter().filter(|s| !s.is_empty()).count() != 1 {
             say("detect is by exactly one of probe, observe and undetectable".into());
         }
-        if ["uname", "release", "version string", "kernel version"].iter().any(|w| probe.to_lowercase().contains(w)) {
+        if ["uname", "release", "version string", "kernel version"]
+            .iter()
+            .any(|w| probe.to_lowercase().contains(w))
+        {
             say(format!("a detect that compares releases is not a way: `{probe}`"));
         }
         if !observe.is_empty() && !data.choice.iter().any(|f| f.from.observe == *observe) {
@@ -223,7 +238,8 @@ fn changes(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
                     None => say(format!("explains `{}`, which is no facet", e.facet)),
                     Some(named) => {
                         for value in [&e.before, &e.after].into_iter().filter(|v| !v.is_empty()) {
-                            let number = value.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
+                            let number =
+                                value.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
                             if number.is_none() && !named.iter().any(|(_, n)| n == value) {
                                 say(format!("`{value}` is no value of `{}`", e.facet));
                             }
@@ -249,7 +265,9 @@ fn changes(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
 /// `msr.1db-1de` names a run: both ends must exist.
 fn ends(item: &str) -> Vec<String> {
     match item.split_once('.').and_then(|(kind, rest)| rest.split_once('-').map(|(a, b)| (kind, a, b))) {
-        Some((kind @ ("msr" | "reg"), first, last)) => vec![format!("{kind}.{first}"), format!("{kind}.{last}")],
+        Some((kind @ ("msr" | "reg"), first, last)) => {
+            vec![format!("{kind}.{first}"), format!("{kind}.{last}")]
+        }
         _ => vec![item.to_owned()],
     }
 }

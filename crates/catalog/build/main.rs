@@ -97,7 +97,9 @@ fn main() {
     let mut all = Data::default();
     let mut problems = Vec::new();
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    for path in [root.join("data/x86"), root.join("data/arm64"), root.join("data")].iter().flat_map(|d| toml_files(d)) {
+    for path in
+        [root.join("data/x86"), root.join("data/arm64"), root.join("data")].iter().flat_map(|d| toml_files(d))
+    {
         match toml::from_str::<Data>(&read(&path)) {
             Ok(mut data) => {
                 all.register.append(&mut data.register);
@@ -128,7 +130,15 @@ fn main() {
     }
     let arch_order = |a: Arch| a == Arch::Aarch64;
     all.register.sort_by_key(|r| {
-        (r.at.reg, r.at.msr, r.at.table.clone(), r.at.leaf, r.at.subleaf_last.is_some(), r.at.subleaf, r.at.register.clone())
+        (
+            r.at.reg,
+            r.at.msr,
+            r.at.table.clone(),
+            r.at.leaf,
+            r.at.subleaf_last.is_some(),
+            r.at.subleaf,
+            r.at.register.clone(),
+        )
     });
     all.choice.sort_by(|a, b| a.name.cmp(&b.name));
     all.msr.sort_by_key(|m| m.msr);
@@ -147,14 +157,44 @@ fn main() {
     }
 
     let mut out = String::new();
-    emit(&mut out, "REGISTERS", "Register", "All registers of facets, ascending by where they are.", &all.register);
+    emit(
+        &mut out,
+        "REGISTERS",
+        "Register",
+        "All registers of facets, ascending by where they are.",
+        &all.register,
+    );
     emit(&mut out, "CHOICES", "Choice", "All facets that are not words, ascending by name.", &all.choice);
     emit(&mut out, "MSRS", "Msr", "All MSRs known as items of state, ascending by number.", &all.msr);
-    emit(&mut out, "REGS", "Reg", "All ONE_REG registers known as items of state, ascending by id.", &all.reg);
-    emit(&mut out, "SECTIONS", "Section", "All groups of state with an ioctl pair of their own.", &all.section);
+    emit(
+        &mut out,
+        "REGS",
+        "Reg",
+        "All ONE_REG registers known as items of state, ascending by id.",
+        &all.reg,
+    );
+    emit(
+        &mut out,
+        "SECTIONS",
+        "Section",
+        "All groups of state with an ioctl pair of their own.",
+        &all.section,
+    );
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
-    emit(&mut out, "CAPABILITIES", "Capability", "All capabilities known by name, ascending by number.", &all.capability);
-    emit(&mut out, "MEASUREMENTS", "Measurement", "All measurements that captures make, ascending by name.", &all.measurement);
+    emit(
+        &mut out,
+        "CAPABILITIES",
+        "Capability",
+        "All capabilities known by name, ascending by number.",
+        &all.capability,
+    );
+    emit(
+        &mut out,
+        "MEASUREMENTS",
+        "Measurement",
+        "All measurements that captures make, ascending by name.",
+        &all.measurement,
+    );
     emit(&mut out, "CONSTRAINTS", "Constraint", "What cannot be chosen apart.", &all.constraint);
     emit(&mut out, "CODES", "Code", "The codes of findings, ascending.", &all.code);
     emit(&mut out, "CHANGES", "Change", "The ledger, ascending by id.", &all.change);

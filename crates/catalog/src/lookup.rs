@@ -1,6 +1,9 @@
 //! Finding things in the catalog by number or name.
 
-use crate::{CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MEASUREMENTS, MSRS, Measurement, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section};
+use crate::{
+    CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MEASUREMENTS, MSRS,
+    Measurement, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section,
+};
 
 /// The MSR with this number, as an item of state.
 pub fn msr(number: u32) -> Option<&'static Msr> {

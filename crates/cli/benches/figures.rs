@@ -84,7 +84,7 @@ fn capture() {
         println!("capture: not measured, there is no /dev/kvm here");
         return;
     }
-    let options = evenkeel_capture::Options::default();
+    let options = evenkeel_capture::Options { side_by_side: true, ..evenkeel_capture::Options::default() };
     let (mut system, mut whole, mut bare, mut calls) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut size = 0;
     for _ in 0..30 {
@@ -109,7 +109,12 @@ fn capture() {
     };
     let floor = pick(bare);
     row("capture, the part on /dev/kvm itself", pick(system), "1 ms", "");
-    row("capture, whole", pick(whole), "30 ms", &format!("{} of it inside the kernel, {calls} calls", show(floor.1)));
+    row(
+        "capture, whole",
+        pick(whole),
+        "30 ms",
+        &format!("{} of it inside the kernel, {calls} calls", show(floor.1)),
+    );
     println!("{:<52} {:>10} {:>10}   {:<10}", "capture file, bytes", size, "", "65536");
 }
 
@@ -133,14 +138,22 @@ fn variants(count: u32) -> Vec<Surface> {
 }
 
 fn algebra(surfaces: &[Surface]) {
-    let (o, n) = (evenkeel_hosts::load("debian-6.1").expect("bundled"), evenkeel_hosts::load("debian-7.3").expect("bundled"));
+    let (o, n) = (
+        evenkeel_hosts::load("debian-6.1").expect("bundled"),
+        evenkeel_hosts::load("debian-7.3").expect("bundled"),
+    );
     let words = times(400, || {
         black_box(diff::words(&o.views[1], &n.views[1]));
     });
     let whole = times(200, || {
         black_box(diff::diff((&o.surface, &o.views), (&n.surface, &n.views)));
     });
-    row("diff of two surfaces, every facet and item named", whole, "200 µs", &format!("{} for the words alone", show(words.1)));
+    row(
+        "diff of two surfaces, every facet and item named",
+        whole,
+        "200 µs",
+        &format!("{} for the words alone", show(words.1)),
+    );
     let views: Vec<Vec<View>> = surfaces.iter().map(|s| View::all(s, "h")).collect();
     let baseline = times(20, || {
         let mut accumulator = Accumulator::default();
@@ -157,7 +170,8 @@ fn files(surfaces: &[Surface]) {
     let distinct = dir.path().join("distinct");
     std::fs::create_dir(&distinct).expect("a folder");
     for (i, s) in surfaces.iter().enumerate() {
-        std::fs::write(distinct.join(format!("{i:06}.json")), canonical::print(s)).expect("a capture is written");
+        std::fs::write(distinct.join(format!("{i:06}.json")), canonical::print(s))
+            .expect("a capture is written");
     }
     let floor = |folder: &Path, runs| {
         times(runs, || {
@@ -214,7 +228,11 @@ fn peer(count: usize) -> String {
     std::fs::write(&file, xml).expect("a file");
     let virsh = || {
         let mut command = Command::new("virsh");
-        command.args(["-c", "test:///default", "cpu-baseline"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["-c", "test:///default", "cpu-baseline"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command.status()
     };
     match virsh() {
@@ -231,9 +249,15 @@ fn peer(count: usize) -> String {
 
 fn process() {
     let run = |program: &str, args: &[&str]| {
-        let _ = black_box(Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status());
+        let _ =
+            black_box(Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status());
     };
     let nothing = times(40, || run("true", &[]));
     let survive = times(40, || run(env!("CARGO_BIN_EXE_evenkeel"), &["survive", "debian-6.1", "debian-7.3"]));
-    row("survive, as a process", survive, "20 ms", &format!("{} for a process that does nothing", show(nothing.1)));
+    row(
+        "survive, as a process",
+        survive,
+        "20 ms",
+        &format!("{} for a process that does nothing", show(nothing.1)),
+    );
 }

@@ -70,7 +70,8 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         }
         // Not every file system has nameless files.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-            let written = File::create(&temporary).and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()));
+            let written =
+                File::create(&temporary).and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()));
             written.and_then(|()| fs::rename(&temporary, &target)).inspect_err(|_| {
                 let _ = fs::remove_file(&temporary);
             })?;

@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 fn evenkeel(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+        .args(args)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -23,17 +28,30 @@ fn capture_of(name: &str) -> &'static str {
 
 #[test]
 fn survive_answers_first_and_names_what_stops_todays_vmms() {
-    for (old, new, back) in [("debian-6.1", "debian-7.3", "verdict 2, 4"), ("debian-7.3", "debian-6.1", "verdict 1")] {
+    for (old, new, back) in
+        [("debian-6.1", "debian-7.3", "verdict 2, 4"), ("debian-7.3", "debian-6.1", "verdict 1")]
+    {
         let out = evenkeel(&["survive", old, new]);
         let said = text(&out.stdout);
         assert_eq!(out.status.code(), Some(1), "{said}");
         let head: Vec<&str> = said.lines().take(10).collect();
-        assert!(head[0].starts_with(&format!("O = {old}")) && head[0].contains("Linux ") && head[0].contains("emulated"), "{said}");
-        assert!(head.iter().any(|l| l.starts_with("1  a guest running on O moves to N")), "the verdicts come first: {said}");
+        assert!(
+            head[0].starts_with(&format!("O = {old}"))
+                && head[0].contains("Linux ")
+                && head[0].contains("emulated"),
+            "{said}"
+        );
+        assert!(
+            head.iter().any(|l| l.starts_with("1  a guest running on O moves to N")),
+            "the verdicts come first: {said}"
+        );
         assert!(said.contains("msr.1db to msr.1de"), "{said}");
         let cause = said.lines().find(|l| l.contains("X86-063")).expect("the cause is in the ledger");
         assert!(cause.contains(back), "{cause}");
-        assert!(said.contains("leave it out of the saved state where it holds its absent value 0x0"), "{said}");
+        assert!(
+            said.contains("leave it out of the saved state where it holds its absent value 0x0"),
+            "{said}"
+        );
         assert!(said.contains("What nobody has observed yet"), "the unobserved is unknown: {said}");
         assert!(said.contains("unknown (else holds"), "{said}");
         assert!(!said.contains('\u{1b}'), "no colour where none is wanted");
@@ -48,7 +66,10 @@ fn the_seed_example_end_to_end() {
     let dir = tempfile::tempdir().unwrap();
     let value = |host: &str| -> Vec<(String, Vec<String>)> {
         let surface = evenkeel_hosts::load(host).unwrap();
-        let index = evenkeel_catalog::CHOICES.iter().position(|c| c.name == "x86.x2apic.suppress-eoi-broadcast").unwrap();
+        let index = evenkeel_catalog::CHOICES
+            .iter()
+            .position(|c| c.name == "x86.x2apic.suppress-eoi-broadcast")
+            .unwrap();
         let names = |v: &evenkeel_contract::View| {
             // Without an irqchip in the kernel there is no local APIC to have the facet.
             let Some(offer) = v.choice(index as u16) else { return Vec::new() };
@@ -82,7 +103,8 @@ fn the_seed_example_end_to_end() {
             .filter(|l| !l.starts_with("digest") && !l.contains("suppress-eoi-broadcast"))
             .map(|l| format!("{l}\n"))
             .collect();
-        std::fs::write(&base, format!("{kept}\"x86.x2apic.suppress-eoi-broadcast\" = \"{value}\"\n")).unwrap();
+        std::fs::write(&base, format!("{kept}\"x86.x2apic.suppress-eoi-broadcast\" = \"{value}\"\n"))
+            .unwrap();
         base
     };
     let find = |path: &str| -> serde_json::Value {
@@ -102,7 +124,8 @@ fn the_seed_example_end_to_end() {
     assert!(back["remedy"]["because"].as_str().unwrap().contains("bit 24"), "{back}");
     // In a shape without a split irqchip ENABLE contradicts itself.
     let enabled = contract("enabled", "enabled");
-    let kernel = std::fs::read_to_string(&enabled).unwrap().replace("shape = \"split\"", "shape = \"kernel\"");
+    let kernel =
+        std::fs::read_to_string(&enabled).unwrap().replace("shape = \"split\"", "shape = \"kernel\"");
     let kernel = file(dir.path(), "kernel.toml", kernel.as_bytes());
     let out = evenkeel(&["check", kernel.to_str().unwrap(), "debian-7.3"]);
     assert_eq!(out.status.code(), Some(2));
@@ -114,7 +137,12 @@ fn x86_and_arm64_are_not_compared() {
     let out = evenkeel(&["survive", "debian-6.1", "debian-6.12-arm64"]);
     assert_eq!(out.status.code(), Some(2));
     let said = text(&out.stderr);
-    assert!(said.contains("error[arch-mismatch]") && said.contains("no guest moves between them") && said.contains("hint:"), "{said}");
+    assert!(
+        said.contains("error[arch-mismatch]")
+            && said.contains("no guest moves between them")
+            && said.contains("hint:"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -124,12 +152,22 @@ fn an_arm64_guest_with_a_pmu_cannot_go_back_from_7_3() {
         let out = evenkeel(&["survive", old, "debian-7.3-arm64", "--shape", "pmu", "--format", "json"]);
         let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         let of = |guest: usize, journey: usize| report["guests"][guest]["verdicts"][journey].clone();
-        let found = |v: &serde_json::Value| v["findings"].as_array().unwrap().iter().find(|f| f["subject"] == pmmir).cloned();
+        let found = |v: &serde_json::Value| {
+            v["findings"].as_array().unwrap().iter().find(|f| f["subject"] == pmmir).cloned()
+        };
         let back = found(&of(0, 1)).unwrap_or_else(|| panic!("{old}: PMMIR_EL1 stops the way back"));
-        assert_eq!((back["outcome"].as_str(), back["code"].as_str(), back["cause"].as_str()), (Some("no"), Some("item-refused"), Some("ARM-023")));
+        assert_eq!(
+            (back["outcome"].as_str(), back["code"].as_str(), back["cause"].as_str()),
+            (Some("no"), Some("item-refused"), Some("ARM-023"))
+        );
         assert!(back["title"].as_str().unwrap().contains("PMMIR_EL1"), "{back}");
         // No facet differs over it: the guest is shown the same.
-        let facets = of(0, 0)["findings"].as_array().unwrap().iter().filter(|f| f["subject"].as_str().unwrap().contains("pmmir") && f["outcome"] != "unknown").count();
+        let facets = of(0, 0)["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|f| f["subject"].as_str().unwrap().contains("pmmir") && f["outcome"] != "unknown")
+            .count();
         assert_eq!(facets, 0);
         // Pinned, the VMM may drop it where it holds 0.
         assert_eq!(found(&of(1, 1)).unwrap()["outcome"], "holds_with_duties");
@@ -149,7 +187,11 @@ fn bad_input_is_shown_with_its_line_and_exits_with_2() {
     let cases: &[(&str, Vec<u8>, &str)] = &[
         ("cut.json", good.as_bytes()[..good.len() / 2].to_vec(), "error[bad-document]"),
         ("newer.json", good.replacen("surface/1", "surface/3", 1).into_bytes(), "error[schema-newer]"),
-        ("edited.json", good.replacen("\"cap\":3,\"all\":1", "\"cap\":3,\"all\":2", 1).into_bytes(), "error[digest-mismatch]"),
+        (
+            "edited.json",
+            good.replacen("\"cap\":3,\"all\":1", "\"cap\":3,\"all\":2", 1).into_bytes(),
+            "error[digest-mismatch]",
+        ),
         ("utf8.json", vec![0xff; 100], "is not UTF-8"),
         ("empty.json", vec![], "error"),
         ("control.json", b"{\"schema\":\"\x1b[31mred\"}".to_vec(), "error"),
@@ -164,7 +206,12 @@ fn bad_input_is_shown_with_its_line_and_exits_with_2() {
         assert!(said.len() < 8000 && !said.contains('\u{1b}'), "{name}: {said}");
         assert!(out.stdout.is_empty());
     }
-    for args in [&["survive", "nobody", "debian-7.3"][..], &["survive", "/no/such/file.json", "debian-7.3"], &["survive", "/dev/zero", "debian-7.3"], &["frobnicate"]] {
+    for args in [
+        &["survive", "nobody", "debian-7.3"][..],
+        &["survive", "/no/such/file.json", "debian-7.3"],
+        &["survive", "/dev/zero", "debian-7.3"],
+        &["frobnicate"],
+    ] {
         let out = evenkeel(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
         assert!(text(&out.stderr).contains("error"), "{args:?}");
@@ -182,7 +229,12 @@ fn a_file_is_whole_or_not_there() {
     let old = std::fs::read(&path).unwrap();
     // A limit on file sizes stands in for a full disk: the write fails midway.
     let full = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" baseline debian-6.1 debian-7.3 -o \"$1\"", env!("CARGO_BIN_EXE_evenkeel"), name])
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 1; exec \"$0\" baseline debian-6.1 debian-7.3 -o \"$1\"",
+            env!("CARGO_BIN_EXE_evenkeel"),
+            name,
+        ])
         .output()
         .unwrap();
     assert_eq!(full.status.code(), Some(2), "{}", text(&full.stderr));
@@ -214,7 +266,13 @@ fn every_name_that_is_printed_is_explained() {
         let out = evenkeel(&["survive", old, new, "--format", "json"]);
         let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         let mut names = std::collections::BTreeSet::new();
-        for f in report["guests"].as_array().unwrap().iter().flat_map(|g| g["verdicts"].as_array().unwrap()).flat_map(|v| v["findings"].as_array().unwrap()) {
+        for f in report["guests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|g| g["verdicts"].as_array().unwrap())
+            .flat_map(|v| v["findings"].as_array().unwrap())
+        {
             names.extend([&f["code"], &f["cause"]].into_iter().filter_map(|v| v.as_str().map(str::to_owned)));
             // Unnamed bits are shown as `word[bit]`.
             names.insert(f["subject"].as_str().unwrap().split('[').next().unwrap().to_owned());

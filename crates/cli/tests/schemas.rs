@@ -22,8 +22,10 @@ fn schema(name: &str) -> Value {
 
 fn validate(name: &str, document: &str) {
     let validator = jsonschema::validator_for(&schema(name)).unwrap();
-    let document: Value = serde_json::from_str(document).unwrap_or_else(|e| panic!("{name}: {e}: {document}"));
-    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{e} at {}", e.instance_path())).take(5).collect();
+    let document: Value =
+        serde_json::from_str(document).unwrap_or_else(|e| panic!("{name}: {e}: {document}"));
+    let errors: Vec<String> =
+        validator.iter_errors(&document).map(|e| format!("{e} at {}", e.instance_path())).take(5).collect();
     assert_eq!(errors, Vec::<String>::new(), "{name}");
 }
 
@@ -36,7 +38,10 @@ fn schemas_in_the_tree_are_those_of_the_types() {
             std::fs::write(&path, &now).unwrap();
         }
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(kept, now, "{name}: EVENKEEL_UPDATE=1 cargo test writes it anew; say in CHANGELOG.md what changed");
+        assert_eq!(
+            kept, now,
+            "{name}: EVENKEEL_UPDATE=1 cargo test writes it anew; say in CHANGELOG.md what changed"
+        );
     }
 }
 
@@ -70,7 +75,12 @@ fn kvm_here_against_its_prediction_validates() {
     let report = run(&["survive", "here", "here@debian-7.3", "--format", "json"]);
     validate("survive", &report);
     let report: Value = serde_json::from_str(&report).unwrap();
-    let findings = report["guests"].as_array().unwrap().iter().flat_map(|g| g["verdicts"].as_array().unwrap()).flat_map(|v| v["findings"].as_array().unwrap());
+    let findings = report["guests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|g| g["verdicts"].as_array().unwrap())
+        .flat_map(|v| v["findings"].as_array().unwrap());
     assert!(findings.clone().count() > 0);
     for f in findings {
         assert_ne!(f["axis"], "cpu", "no difference is put on a CPU that is the same: {f}");

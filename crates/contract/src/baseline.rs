@@ -29,6 +29,12 @@ struct Meet {
     /// The hosts do not agree over the free bits.
     free_differs: bool,
     numbers: Vec<Interval>,
+    /// The word that was met last: in a fleet most hosts show the same, and meeting it again changes nothing.
+    last: (u64, u64, u64),
+}
+
+fn state(word: &Word) -> (u64, u64, u64) {
+    (word.value, word.writable, word.unknown)
 }
 
 impl Meet {
@@ -45,10 +51,15 @@ impl Meet {
             free: word.value & rules.free,
             free_differs: false,
             numbers,
+            last: state(word),
         }
     }
 
     fn meet(&mut self, word: &Word) {
+        if self.last == state(word) {
+            return;
+        }
+        self.last = state(word);
         let rules = layout(self.layout);
         let (can0, can1) = word.can();
         self.can0 &= can0;
@@ -68,7 +79,9 @@ impl Meet {
         self.unknown |= other.unknown;
         self.free_differs |= other.free_differs || other.free != self.free;
         self.free = self.free.min(other.free);
-        for ((mine, theirs), n) in self.numbers.iter_mut().zip(&other.numbers).zip(&layout(self.layout).numbers) {
+        for ((mine, theirs), n) in
+            self.numbers.iter_mut().zip(&other.numbers).zip(&layout(self.layout).numbers)
+        {
             *mine = mine.meet(theirs, n);
         }
     }
@@ -152,7 +165,12 @@ impl Accumulator {
     /// Takes one more host into account.
     pub fn add(&mut self, view: &View) {
         if self.hosts == 0 {
-            self.words = view.words.iter().filter(|w| !crate::contract::is_opt_in(w.at, w.layout)).map(Meet::of).collect();
+            self.words = view
+                .words
+                .iter()
+                .filter(|w| !crate::contract::is_opt_in(w.at, w.layout))
+                .map(Meet::of)
+                .collect();
             self.choices = view.choices.iter().map(|c| (c.choice, c.values, c.default.is_some())).collect();
         } else {
             self.meet_words(view);
@@ -206,7 +224,8 @@ impl Accumulator {
         }
         for theirs in &view.choices {
             if let Err(i) = self.choices.binary_search_by_key(&theirs.choice, |c| c.0) {
-                let entry = (theirs.choice, theirs.values & absent_mask(theirs.choice), theirs.default.is_some());
+                let entry =
+                    (theirs.choice, theirs.values & absent_mask(theirs.choice), theirs.default.is_some());
                 self.choices.insert(i, entry);
             }
         }
@@ -269,14 +288,25 @@ impl Accumulator {
                 continue;
             }
             let index = |value: u64| facet.values.iter().position(|v| v.value == value);
-            let order = facet.prefer.iter().copied().chain([facet.default]).chain(facet.values.iter().map(|v| v.value));
+            let order = facet
+                .prefer
+                .iter()
+                .copied()
+                .chain([facet.default])
+                .chain(facet.values.iter().map(|v| v.value));
             let best = order.filter_map(index).find(|i| values >> i & 1 == 1);
             if let Some(best) = best {
                 choices.push((*choice, best as u8));
             }
         }
-        let mut contract =
-            Contract { name: name.to_owned(), arch, shape: shape.to_owned(), words, choices, open_rest: false };
+        let mut contract = Contract {
+            name: name.to_owned(),
+            arch,
+            shape: shape.to_owned(),
+            words,
+            choices,
+            open_rest: false,
+        };
         // Clearing one facet can take the ground from under another: until nothing changes.
         loop {
             let mut changed = false;
@@ -347,7 +377,10 @@ pub fn costs(views: &[&View], contract: &Contract) -> Vec<Cost> {
         let (without, _) = others.finish(&contract.name, contract.arch, &contract.shape);
         let mut facets = Vec::new();
         for p in &without.words {
-            let mine = contract.words.binary_search_by_key(&p.at, |q| q.at).map_or(layout_absent(p.at), |k| contract.words[k].value);
+            let mine = contract
+                .words
+                .binary_search_by_key(&p.at, |q| q.at)
+                .map_or(layout_absent(p.at), |k| contract.words[k].value);
             let rules = layout(crate::layout::index_of(p.at));
             let lost = (p.value ^ mine) & !rules.free & !rules.runtime;
             facets.extend(parts(p.at, crate::layout::index_of(p.at), lost).into_iter().map(|part| part.name));

@@ -150,7 +150,11 @@ fn refused(q: &Question<'_>, shown: &Shown, key: ItemKey, known: &Known) -> (&'s
             return ("section-missing", Outcome::No, Remedy::Refuse { because });
         }
         let work = format!("save `{}` in its place; nothing is lost when {}", s.instead, s.instead_when);
-        return ("section-missing", if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No }, Remedy::Duty { work });
+        return (
+            "section-missing",
+            if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No },
+            Remedy::Duty { work },
+        );
     }
     match known.droppable_at {
         Some(absent) => {
@@ -160,11 +164,18 @@ fn refused(q: &Question<'_>, shown: &Shown, key: ItemKey, known: &Known) -> (&'s
             } else {
                 "the saved value tells".to_owned()
             };
-            let work = format!("leave it out of the saved state where it holds its absent value {absent:#x}: {condition}");
-            ("item-refused", if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No }, Remedy::Duty { work })
+            let work = format!(
+                "leave it out of the saved state where it holds its absent value {absent:#x}: {condition}"
+            );
+            (
+                "item-refused",
+                if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No },
+                Remedy::Duty { work },
+            )
         }
         None => {
-            let because = "the other host refuses the value, and nothing says that it can be left out".to_owned();
+            let because =
+                "the other host refuses the value, and nothing says that it can be left out".to_owned();
             ("item-refused", Outcome::No, Remedy::Refuse { because })
         }
     }

@@ -7,9 +7,11 @@ use evenkeel_catalog::{self as catalog, Arch, CHANGES, Change, Explains};
 
 use crate::view::ItemKey;
 
+type Index = HashMap<&'static str, Vec<(&'static Change, &'static Explains)>>;
+
 /// All explanations, by the facet or item that they name.
-fn index() -> &'static HashMap<&'static str, Vec<(&'static Change, &'static Explains)>> {
-    static INDEX: OnceLock<HashMap<&'static str, Vec<(&'static Change, &'static Explains)>>> = OnceLock::new();
+fn index() -> &'static Index {
+    static INDEX: OnceLock<Index> = OnceLock::new();
     INDEX.get_or_init(|| {
         let mut index: HashMap<&str, Vec<_>> = HashMap::new();
         for change in CHANGES {
@@ -22,9 +24,12 @@ fn index() -> &'static HashMap<&'static str, Vec<(&'static Change, &'static Expl
     })
 }
 
-/// Explanations of runs of items (`msr.1db-1de`).
-fn runs() -> &'static [(bool, u64, u64, &'static Change, &'static Explains)] {
-    static RUNS: OnceLock<Vec<(bool, u64, u64, &'static Change, &'static Explains)>> = OnceLock::new();
+/// An explanation of a run of items (`msr.1db-1de`): whether they are MSRs, the first, the last.
+type Run = (bool, u64, u64, &'static Change, &'static Explains);
+
+/// All explanations of runs.
+fn runs() -> &'static [Run] {
+    static RUNS: OnceLock<Vec<Run>> = OnceLock::new();
     RUNS.get_or_init(|| {
         let hex = |t: &str| u64::from_str_radix(t, 16).ok();
         let run = |e: &'static Explains| {
@@ -56,7 +61,12 @@ fn same_arch(change: &Change, arch: evenkeel_surface::Arch) -> bool {
 
 /// The entry that explains why `facet` (a field, a word or a choice) shows `before` on one host and `after` on the
 /// other, in either direction of time.
-pub fn of_facet(arch: evenkeel_surface::Arch, facet: &str, before: &str, after: &str) -> Option<&'static Change> {
+pub fn of_facet(
+    arch: evenkeel_surface::Arch,
+    facet: &str,
+    before: &str,
+    after: &str,
+) -> Option<&'static Change> {
     let fits = |(change, e): &&(&'static Change, &'static Explains)| {
         same_arch(change, arch)
             && ((matches(e.before, before, facet) && matches(e.after, after, facet))
@@ -66,14 +76,20 @@ pub fn of_facet(arch: evenkeel_surface::Arch, facet: &str, before: &str, after: 
 }
 
 /// The entry that explains why an item is `before` (`listed`, `unlisted`, `refused`) on one host and `after` on the other.
-pub fn of_item(arch: evenkeel_surface::Arch, key: ItemKey, before: &[&str], after: &[&str]) -> Option<&'static Change> {
+pub fn of_item(
+    arch: evenkeel_surface::Arch,
+    key: ItemKey,
+    before: &[&str],
+    after: &[&str],
+) -> Option<&'static Change> {
     let is = |pattern: &str, states: &[&str]| pattern.is_empty() || states.contains(&pattern);
     let fits = |change: &Change, e: &Explains| {
         same_arch(change, arch)
             && ((is(e.before, before) && is(e.after, after)) || (is(e.before, after) && is(e.after, before)))
     };
     let name = key.to_string();
-    let single = index().get(name.as_str()).and_then(|found| found.iter().find(|(c, e)| fits(c, e)).map(|(c, _)| *c));
+    let single =
+        index().get(name.as_str()).and_then(|found| found.iter().find(|(c, e)| fits(c, e)).map(|(c, _)| *c));
     single.or_else(|| {
         let (is_msr, number) = match key {
             ItemKey::Msr(msr) => (true, u64::from(msr)),
@@ -82,7 +98,9 @@ pub fn of_item(arch: evenkeel_surface::Arch, key: ItemKey, before: &[&str], afte
         };
         runs()
             .iter()
-            .find(|(msr, first, last, c, e)| *msr == is_msr && (*first..=*last).contains(&number) && fits(c, e))
+            .find(|(msr, first, last, c, e)| {
+                *msr == is_msr && (*first..=*last).contains(&number) && fits(c, e)
+            })
             .map(|(.., c, _)| *c)
     })
 }

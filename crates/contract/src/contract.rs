@@ -130,7 +130,8 @@ impl Contract {
         }
         let mut choices: Vec<(u16, Option<u8>)> = Vec::with_capacity(view.choices.len());
         for offer in &view.choices {
-            let named = self.choices.binary_search_by_key(&offer.choice, |c| c.0).ok().map(|i| self.choices[i].1);
+            let named =
+                self.choices.binary_search_by_key(&offer.choice, |c| c.0).ok().map(|i| self.choices[i].1);
             let value = match named {
                 Some(value) => Some(value),
                 None if self.open_rest => offer.default,

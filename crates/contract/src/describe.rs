@@ -36,13 +36,20 @@ pub fn parts(at: Coord, layout_index: u16, bits: u64) -> Vec<Part> {
         for f in register.fields {
             let mask = field_mask(f);
             if left & mask != 0 {
-                parts.push(Part { name: format!("{at}.{}", f.name), title: f.title, mask, lo: u32::from(f.lo) });
+                parts.push(Part {
+                    name: format!("{at}.{}", f.name),
+                    title: f.title,
+                    mask,
+                    lo: u32::from(f.lo),
+                });
                 left &= !mask;
             }
         }
     }
     let whole = layout_index == UNKNOWN
-        || REGISTERS.get(usize::from(layout_index)).is_some_and(|r| r.fields.is_empty() && r.rest != Rule::Flag);
+        || REGISTERS
+            .get(usize::from(layout_index))
+            .is_some_and(|r| r.fields.is_empty() && r.rest != Rule::Flag);
     if whole && left != 0 {
         let title = REGISTERS.get(usize::from(layout_index)).map_or("", |r| r.title);
         parts.push(Part { name: at.to_string(), title, mask: at.mask(), lo: 0 });
@@ -105,7 +112,8 @@ pub fn axis(a: &View, b: &View, at: Coord, layout_index: u16, mask: u64) -> Axis
 pub fn kernel_or_boot(a: &View, b: &View) -> Axis {
     let (x, y) = (&a.host.provenance, &b.host.provenance);
     let same_kernel = x.kernel.release == y.kernel.release && x.kernel.version == y.kernel.version;
-    let same_boot =
-        x.kernel.cmdline == y.kernel.cmdline && x.parameters == y.parameters && x.mitigations == y.mitigations;
+    let same_boot = x.kernel.cmdline == y.kernel.cmdline
+        && x.parameters == y.parameters
+        && x.mitigations == y.mitigations;
     if same_kernel && !same_boot { Axis::Boot } else { Axis::Kernel }
 }

@@ -81,7 +81,8 @@ pub fn words(o: &View, n: &View) -> Vec<WordDifference> {
         i += usize::from(a.is_some_and(|a| a.at == old.at));
         j += usize::from(b.is_some_and(|b| b.at == old.at));
         let runtime = old.rules().runtime;
-        let bits = ((old.value ^ new.value) | (old.unknown ^ new.unknown) | (old.writable ^ new.writable)) & !runtime;
+        let bits = ((old.value ^ new.value) | (old.unknown ^ new.unknown) | (old.writable ^ new.writable))
+            & !runtime;
         let bits = bits & old.at.mask();
         if bits != 0 {
             found.push(WordDifference { old, new, bits });
@@ -94,7 +95,9 @@ pub fn words(o: &View, n: &View) -> Vec<WordDifference> {
 pub fn diff(o: (&Surface, &[View]), n: (&Surface, &[View])) -> Vec<Difference> {
     let mut found = Vec::new();
     let mut first = true;
-    for (old, new) in o.1.iter().filter_map(|old| n.1.iter().find(|new| new.shape == old.shape).map(|new| (old, new))) {
+    for (old, new) in
+        o.1.iter().filter_map(|old| n.1.iter().find(|new| new.shape == old.shape).map(|new| (old, new)))
+    {
         // On x86 words and items do not depend on the shape.
         if first || old.arch == Arch::Aarch64 {
             for d in words(old, new) {
@@ -105,16 +108,25 @@ pub fn diff(o: (&Surface, &[View]), n: (&Surface, &[View])) -> Vec<Difference> {
         first = false;
         choices(old, new, &mut found);
     }
-    let mut found = fold_shapes(found, o.1.iter().filter(|old| n.1.iter().any(|new| new.shape == old.shape)).count());
+    let mut found =
+        fold_shapes(found, o.1.iter().filter(|old| n.1.iter().any(|new| new.shape == old.shape)).count());
     documents(o, n, &mut found);
-    found.sort_by(|a, b| (a.class, a.cause.is_none(), a.cause, &a.subject).cmp(&(b.class, b.cause.is_none(), b.cause, &b.subject)));
+    found.sort_by(|a, b| {
+        (a.class, a.cause.is_none(), a.cause, &a.subject).cmp(&(
+            b.class,
+            b.cause.is_none(),
+            b.cause,
+            &b.subject,
+        ))
+    });
     found
 }
 
 /// What differs in the same way in several shapes is said once; in all of the `shapes` that were compared, without them.
 fn fold_shapes(found: Vec<Difference>, shapes: usize) -> Vec<Difference> {
     let mut folded: Vec<(Difference, usize)> = Vec::with_capacity(found.len());
-    let mut index: std::collections::HashMap<(String, String, String), usize> = std::collections::HashMap::new();
+    let mut index: std::collections::HashMap<(String, String, String), usize> =
+        std::collections::HashMap::new();
     for d in found {
         match index.entry((d.subject.clone(), d.before.clone(), d.after.clone())) {
             std::collections::hash_map::Entry::Vacant(place) => {
@@ -269,17 +281,38 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         }
     };
     let (a, b) = (&o.0.offer, &n.0.offer);
-    fn pair<'a, T, K: Ord>(a: &'a [T], b: &'a [T], key: impl Fn(&T) -> K) -> Vec<(Option<&'a T>, Option<&'a T>)> {
-        let mut keys: Vec<K> = a.iter().chain(b).map(&key).collect();
-        keys.sort();
-        keys.dedup();
-        let find = |list: &'a [T], k: &K| list.iter().find(|t| key(t) == *k);
-        keys.iter().map(|k| (find(a, k), find(b, k))).collect()
+    // Both lists in the order of their keys, walked side by side.
+    fn pair<'a, T, K: Ord>(
+        a: &'a [T],
+        b: &'a [T],
+        key: impl Fn(&T) -> K,
+    ) -> Vec<(Option<&'a T>, Option<&'a T>)> {
+        let sorted = |list: &'a [T]| {
+            let mut keyed: Vec<(K, &'a T)> = list.iter().map(|t| (key(t), t)).collect();
+            keyed.sort_by(|x, y| x.0.cmp(&y.0));
+            keyed
+        };
+        let (a, b) = (sorted(a), sorted(b));
+        let (mut i, mut j) = (0, 0);
+        let mut pairs = Vec::with_capacity(a.len().max(b.len()));
+        while i < a.len() || j < b.len() {
+            let order = match (a.get(i), b.get(j)) {
+                (Some(x), Some(y)) => x.0.cmp(&y.0),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                _ => std::cmp::Ordering::Greater,
+            };
+            let mine = (order.is_le()).then(|| a[i].1);
+            let theirs = (order.is_ge()).then(|| b[j].1);
+            i += usize::from(mine.is_some());
+            j += usize::from(theirs.is_some());
+            pairs.push((mine, theirs));
+        }
+        pairs
     }
     let json = |t: Option<String>| t.unwrap_or_else(|| "none".to_owned());
     let text = |v: serde_json::Result<String>| v.unwrap_or_default();
     for (x, y) in pair(&a.capabilities, &b.capabilities, |c| c.cap) {
-        let Some(cap) = x.or(y).map(|c| c.cap) else { continue };
+        let Some(cap) = x.or(y).map(|c| c.cap).filter(|_| x != y) else { continue };
         let known = evenkeel_catalog::capability(cap, o.0.arch.name());
         let asked = |offer: &evenkeel_surface::Offer, c: Option<&Capability>| match c {
             Some(c) => show_capability(c),
@@ -289,32 +322,37 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         add(format!("cap.{cap}"), known.map_or("", |k| k.name), asked(a, x), asked(b, y));
     }
     for (x, y) in pair(&a.attributes, &b.attributes, |t| (t.fd.clone(), t.group, t.attr, t.shapes.clone())) {
-        let Some(t) = x.or(y) else { continue };
-        let show = |t: Option<&evenkeel_surface::Attribute>| json(t.map(|t| t.value.map_or("there".into(), |v| v.to_string())));
+        let Some(t) = x.or(y).filter(|_| x != y) else { continue };
+        let show = |t: Option<&evenkeel_surface::Attribute>| {
+            json(t.map(|t| t.value.map_or("there".into(), |v| v.to_string())))
+        };
         add(format!("attribute.{}.{}.{}", t.fd, t.group, t.attr), "a device attribute", show(x), show(y));
     }
     for (x, y) in pair(&a.measured, &b.measured, |m| (m.facet.clone(), m.shape)) {
-        let Some(m) = x.or(y) else { continue };
+        let Some(m) = x.or(y).filter(|_| x != y) else { continue };
         let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
         let title = evenkeel_catalog::measurement(&m.facet).map_or("measured on a scratch VM", |k| k.title);
         add(m.facet.clone(), title, show(x), show(y));
     }
     for (x, y) in pair(&a.unread, &b.unread, |u| (u.what.clone(), u.call.clone())) {
-        let Some(u) = x.or(y) else { continue };
-        let show = |u: Option<&evenkeel_surface::Unread>| u.map_or("read".to_owned(), |u| format!("not read: {}", u.why));
+        let Some(u) = x.or(y).filter(|_| x != y) else { continue };
+        let show = |u: Option<&evenkeel_surface::Unread>| {
+            u.map_or("read".to_owned(), |u| format!("not read: {}", u.why))
+        };
         add(u.what.clone(), "could not be read", show(x), show(y));
     }
     for (x, y) in pair(&a.sections, &b.sections, |s| (s.item.clone(), s.shapes.clone())) {
-        let Some(s) = x.or(y) else { continue };
+        let Some(s) = x.or(y).filter(|_| x != y) else { continue };
         let show = |s: Option<&evenkeel_surface::Section>| json(s.map(|s| text(serde_json::to_string(s))));
         add(s.item.clone(), "a group of state", show(x), show(y));
     }
     for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
-        let Some(r) = x.or(y) else { continue };
+        let Some(r) = x.or(y).filter(|_| x != y) else { continue };
         let described = crate::coord::Coord::Reg(r.id.0).layout().is_some();
         // Registers that are words or items were compared above; those that are choices only here.
         if !described && evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
-            let show = |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
+            let show =
+                |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
             add(format!("reg.{:x}", r.id.0), "a register that is a choice", show(x), show(y));
         }
     }
@@ -323,7 +361,12 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         let show = |s: Option<&evenkeel_surface::Shape>| json(s.map(|s| s.features.join(" ")));
         add(format!("shape.{}", s.name), "a shape that a VM can be made in", show(x), show(y));
     }
-    add("capabilities.asked".to_owned(), "how many capabilities were asked for", a.capabilities_asked.to_string(), b.capabilities_asked.to_string());
+    add(
+        "capabilities.asked".to_owned(),
+        "how many capabilities were asked for",
+        a.capabilities_asked.to_string(),
+        b.capabilities_asked.to_string(),
+    );
 }
 
 fn show_capability(c: &Capability) -> String {

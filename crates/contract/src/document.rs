@@ -47,7 +47,12 @@ pub fn digest(contract: &Contract) -> String {
 fn body(contract: &Contract) -> String {
     let mut out = String::new();
     let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let _ = writeln!(out, "schema = \"{SCHEMA}\"\nname = {}\narch = \"{}\"", quote(&contract.name), contract.arch.name());
+    let _ = writeln!(
+        out,
+        "schema = \"{SCHEMA}\"\nname = {}\narch = \"{}\"",
+        quote(&contract.name),
+        contract.arch.name()
+    );
     let _ = writeln!(out, "shape = {}", quote(&contract.shape));
     if contract.open_rest {
         let _ = writeln!(out, "open-rest = true");
@@ -87,10 +92,20 @@ impl Reader {
         }
     }
 
-    fn text<'a>(&mut self, table: &'a DeTable<'_>, key: &str, required: bool) -> Option<(&'a str, Range<usize>)> {
+    fn text<'a>(
+        &mut self,
+        table: &'a DeTable<'_>,
+        key: &str,
+        required: bool,
+    ) -> Option<(&'a str, Range<usize>)> {
         let Some(value) = table.get(key) else {
             if required {
-                self.say("bad-document", 0..0, format!("`{key}` is missing"), "see docs/contract.md for the format");
+                self.say(
+                    "bad-document",
+                    0..0,
+                    format!("`{key}` is missing"),
+                    "see docs/contract.md for the format",
+                );
             }
             return None;
         };
@@ -103,14 +118,24 @@ impl Reader {
         }
     }
 
-    fn masks(&mut self, table: &DeTable<'_>, section: &str, arch: Option<Arch>) -> Vec<(Coord, u64, Range<usize>)> {
+    fn masks(
+        &mut self,
+        table: &DeTable<'_>,
+        section: &str,
+        arch: Option<Arch>,
+    ) -> Vec<(Coord, u64, Range<usize>)> {
         let mut masks = Vec::new();
         let Some(entries) = self.table(table, section) else { return masks };
         for (key, value) in entries {
             let name = key.get_ref().as_ref();
             let Some(at) = Coord::parse(name) else {
                 let hint = "words are named cpuid.LEAF.SUBLEAF.REGISTER, msr.NUMBER, or as `evenkeel explain` lists them";
-                self.say("contract-unknown-facet", key.span(), format!("`{}` is no word of facets", cut(name)), hint);
+                self.say(
+                    "contract-unknown-facet",
+                    key.span(),
+                    format!("`{}` is no word of facets", cut(name)),
+                    hint,
+                );
                 continue;
             };
             let fits = match arch {
@@ -119,7 +144,12 @@ impl Reader {
                 None => true,
             };
             if !fits {
-                self.say("arch-mismatch", key.span(), format!("`{name}` does not exist on this architecture"), "");
+                self.say(
+                    "arch-mismatch",
+                    key.span(),
+                    format!("`{name}` does not exist on this architecture"),
+                    "",
+                );
                 continue;
             }
             let number = match value.get_ref() {
@@ -128,7 +158,9 @@ impl Reader {
             };
             match number {
                 Some(number) if number & !at.mask() == 0 => masks.push((at, number, key.span())),
-                Some(_) => self.say("bad-document", value.span(), format!("`{name}` has {} bits", at.width()), ""),
+                Some(_) => {
+                    self.say("bad-document", value.span(), format!("`{name}` has {} bits", at.width()), "")
+                }
                 None => self.say("bad-document", value.span(), format!("`{name}`: a text like \"0x1f\""), ""),
             }
         }
@@ -185,16 +217,31 @@ pub fn read(bytes: &[u8]) -> Result<Contract, ReadError> {
     {
         match schema.strip_prefix("evenkeel.contract/").and_then(|v| v.parse::<u32>().ok()) {
             Some(v) if v > 1 => {
-                r.say("schema-newer", span, format!("schema version {v}: this program reads up to 1"), "use a newer evenkeel");
+                r.say(
+                    "schema-newer",
+                    span,
+                    format!("schema version {v}: this program reads up to 1"),
+                    "use a newer evenkeel",
+                );
                 return Err(ReadError { diagnostics: r.problems });
             }
-            _ => r.say("bad-document", span, format!("`{}` is not a contract's schema (`{SCHEMA}`)", cut(schema)), ""),
+            _ => r.say(
+                "bad-document",
+                span,
+                format!("`{}` is not a contract's schema (`{SCHEMA}`)", cut(schema)),
+                "",
+            ),
         }
     }
     for (key, _) in table {
         let known = ["schema", "name", "arch", "shape", "digest", "open-rest", "words", "open", "choices"];
         if !known.contains(&key.get_ref().as_ref()) {
-            r.say("bad-document", key.span(), format!("`{}` is no part of a contract", cut(key.get_ref())), "");
+            r.say(
+                "bad-document",
+                key.span(),
+                format!("`{}` is no part of a contract", cut(key.get_ref())),
+                "",
+            );
         }
     }
     let name = r.text(table, "name", true).map(|t| t.0.to_owned());
@@ -218,11 +265,17 @@ pub fn read(bytes: &[u8]) -> Result<Contract, ReadError> {
     };
     let words = r.masks(table, "words", arch);
     let open = r.masks(table, "open", arch);
-    let mut promises: Vec<Promise> = words.iter().map(|(at, value, _)| Promise { at: *at, value: *value, open: 0 }).collect();
+    let mut promises: Vec<Promise> =
+        words.iter().map(|(at, value, _)| Promise { at: *at, value: *value, open: 0 }).collect();
     for (at, mask, span) in open {
         match promises.binary_search_by_key(&at, |p| p.at) {
             Ok(i) if promises[i].value & mask != 0 => {
-                r.say("bad-document", span, format!("`{at}`: bits both given and open"), "clear them in one of the two");
+                r.say(
+                    "bad-document",
+                    span,
+                    format!("`{at}`: bits both given and open"),
+                    "clear them in one of the two",
+                );
             }
             Ok(i) => promises[i].open = mask,
             Err(i) => promises.insert(i, Promise { at, value: 0, open: mask }),
@@ -235,7 +288,12 @@ pub fn read(bytes: &[u8]) -> Result<Contract, ReadError> {
             && claimed != digest(&contract)
         {
             let hint = "remove the `digest` line of a contract that you change on purpose";
-            r.say("digest-mismatch", span, "the contract does not have the digest that it claims".to_owned(), hint);
+            r.say(
+                "digest-mismatch",
+                span,
+                "the contract does not have the digest that it claims".to_owned(),
+                hint,
+            );
             return Err(ReadError { diagnostics: r.problems });
         }
         return Ok(contract);
@@ -252,7 +310,12 @@ fn choices(r: &mut Reader, table: &DeTable<'_>, arch: Option<Arch>) -> Vec<(u16,
     for (key, value) in entries {
         let name = key.get_ref().as_ref();
         let Some(index) = CHOICES.iter().position(|c| c.name == name) else {
-            r.say("contract-unknown-facet", key.span(), format!("`{}` is no facet that has choices", cut(name)), "");
+            r.say(
+                "contract-unknown-facet",
+                key.span(),
+                format!("`{}` is no facet that has choices", cut(name)),
+                "",
+            );
             continue;
         };
         let facet = &CHOICES[index];

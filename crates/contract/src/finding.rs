@@ -183,7 +183,12 @@ pub(crate) fn fold(findings: Vec<Finding>, asked: usize) -> Vec<Finding> {
         }
     }
     folded.sort_by(|a, b| {
-        (a.severity(), a.cause.is_none(), a.cause, &a.subject).cmp(&(b.severity(), b.cause.is_none(), b.cause, &b.subject))
+        (a.severity(), a.cause.is_none(), a.cause, &a.subject).cmp(&(
+            b.severity(),
+            b.cause.is_none(),
+            b.cause,
+            &b.subject,
+        ))
     });
     folded
 }

@@ -3,8 +3,8 @@
 use evenkeel_catalog::CHOICES;
 
 use crate::cause;
-use crate::coord::Coord;
 use crate::contract::{Shown, ShownWord, is_opt_in};
+use crate::coord::Coord;
 use crate::describe::{axis, coordinate, kernel_or_boot, parts};
 use crate::finding::{Axis, Finding, Outcome, Remedy, remedy_of};
 use crate::view::{ChoiceOffer, View};
@@ -60,7 +60,8 @@ fn words(q: &Question<'_>, shown: &Shown, findings: &mut Vec<Finding>) {
         };
         let hidden = || crate::contract::guard_of(wanted.at).is_some_and(|needs| shown.field(needs) == 0);
         let absent = crate::layout::layout(wanted.layout).absent;
-        if !(wanted.value == absent && wanted.unknown == 0 && matches!(wanted.at, Coord::Msr(_)) && hidden()) {
+        if !(wanted.value == absent && wanted.unknown == 0 && matches!(wanted.at, Coord::Msr(_)) && hidden())
+        {
             judge_word(q, &wanted, findings);
         }
         i += usize::from(take_mine);
@@ -79,7 +80,8 @@ fn judge_word(q: &Question<'_>, wanted: &ShownWord, findings: &mut Vec<Finding>)
         unsure = 0;
     }
     // Shown by default, with nothing selected? A running guest brings its words along in its saved state.
-    let differs = (host.value ^ wanted.value) & !rules.runtime & !rules.free & !bad & !unsure & wanted.at.mask();
+    let differs =
+        (host.value ^ wanted.value) & !rules.runtime & !rules.free & !bad & !unsure & wanted.at.mask();
     let before = q.from.word_or_absent(wanted.at);
     let mut add = |bits: u64, code, outcome, remedy: &dyn Fn() -> Remedy| {
         if bits == 0 {
@@ -134,7 +136,8 @@ fn selector_of(wanted: &ShownWord) -> String {
 fn choices(q: &Question<'_>, shown: &Shown, findings: &mut Vec<Finding>) {
     for offer in &q.on.choices {
         let facet = offer.facet();
-        let known = shown.choices.binary_search_by_key(&offer.choice, |c| c.0).ok().map(|i| shown.choices[i].1);
+        let known =
+            shown.choices.binary_search_by_key(&offer.choice, |c| c.0).ok().map(|i| shown.choices[i].1);
         let wanted = match known {
             Some(value) => value,
             None => crate::contract::absent_of(facet),
@@ -160,7 +163,12 @@ pub fn value_name(choice: u16, value: Option<u8>) -> String {
         .map_or_else(|| "not determined".to_owned(), |v| v.name.to_owned())
 }
 
-pub(crate) fn judge_choice(q: &Question<'_>, offer: &ChoiceOffer, wanted: Option<u8>, findings: &mut Vec<Finding>) {
+pub(crate) fn judge_choice(
+    q: &Question<'_>,
+    offer: &ChoiceOffer,
+    wanted: Option<u8>,
+    findings: &mut Vec<Finding>,
+) {
     let facet = offer.facet();
     if q.same() && (wanted.is_none() || offer.is_unknown()) {
         return;
@@ -210,16 +218,20 @@ fn steps(choice: u16, wanted: Option<u8>) -> Vec<String> {
     let facet = &CHOICES[usize::from(choice)];
     let name = value_name(choice, wanted);
     let of = |step: &&'static str| match step.split_once(": ") {
-        Some((value, rest)) if facet.values.iter().any(|v| v.name == value) => (value == name).then(|| rest.to_owned()),
+        Some((value, rest)) if facet.values.iter().any(|v| v.name == value) => {
+            (value == name).then(|| rest.to_owned())
+        }
         _ => Some(step.replace("{value}", &value_number(choice, wanted))),
     };
-    let steps: Vec<String> = facet.selector.iter().filter_map(|s| of(&s)).collect();
+    let steps: Vec<String> = facet.selector.iter().filter_map(of).collect();
     if steps.is_empty() { vec![format!("do not select anything else for `{}`", facet.name)] } else { steps }
 }
 
 fn value_number(choice: u16, value: Option<u8>) -> String {
     let facet = &CHOICES[usize::from(choice)];
-    value.and_then(|v| facet.values.get(usize::from(v))).map_or_else(String::new, |v| format!("{:#x}", v.value))
+    value
+        .and_then(|v| facet.values.get(usize::from(v)))
+        .map_or_else(String::new, |v| format!("{:#x}", v.value))
 }
 
 /// KVM takes another TSC rate without scaling when it lies within 250 ppm (`kvm.tsc_tolerance_ppm`); with scaling, any.

@@ -5,6 +5,7 @@
 //! defeature bit that is set can only be 1; an exact bit is what it is; an identity bit is free. Meeting is *and* on
 //! both masks, and an empty meet is a bit in neither. Fields that are numbers keep an interval each.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use evenkeel_catalog::{Field, REGISTERS, Rule};
@@ -201,5 +202,17 @@ pub const UNKNOWN: u16 = u16::MAX;
 
 /// The index of the rules for a coordinate.
 pub fn index_of(coord: Coord) -> u16 {
-    coord.layout().and_then(|i| u16::try_from(i).ok()).unwrap_or(UNKNOWN)
+    static PLACES: OnceLock<HashMap<Coord, u16>> = OnceLock::new();
+    let places = PLACES.get_or_init(|| {
+        let single = REGISTERS.iter().filter(|r| r.at.subleaf_last.is_none());
+        single
+            .filter_map(|r| {
+                let at =
+                    r.at.reg.map(Coord::Reg).or(r.at.msr.map(Coord::Msr)).or_else(|| Coord::parse(r.name))?;
+                Some((at, u16::try_from(at.layout()?).ok()?))
+            })
+            .collect()
+    });
+    let searched = || coord.layout().and_then(|i| u16::try_from(i).ok()).unwrap_or(UNKNOWN);
+    places.get(&coord).copied().unwrap_or_else(searched)
 }

@@ -33,7 +33,8 @@ impl Prediction {
             for (at, mask) in &self.unknown {
                 match words.binary_search_by_key(at, |w| w.at) {
                     Ok(i) => words[i].unknown |= mask,
-                    Err(i) => words.insert(i, crate::view::Word { unknown: *mask, ..crate::view::Word::new(*at, 0) }),
+                    Err(i) => words
+                        .insert(i, crate::view::Word { unknown: *mask, ..crate::view::Word::new(*at, 0) }),
                 }
             }
         }
@@ -57,7 +58,9 @@ impl std::fmt::Display for Unpredictable {
         f.write_str(match self {
             Unpredictable::Architecture => "the kernel was captured on another architecture",
             Unpredictable::NoTables => "there are no tables for predictions on this architecture yet",
-            Unpredictable::NoRawCpuid => "the capture of this host does not hold what the CPUID instruction answers",
+            Unpredictable::NoRawCpuid => {
+                "the capture of this host does not hold what the CPUID instruction answers"
+            }
         })
     }
 }
@@ -118,13 +121,8 @@ fn words(e: Option<&CpuidEntry>) -> [Option<u64>; 4] {
 }
 
 fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Vec<CpuidEntry> {
-    let mut places: Vec<(u32, u32, u32)> = here
-        .offer
-        .cpuid
-        .iter()
-        .chain(&donor.offer.cpuid)
-        .map(|e| (e.leaf.0, e.subleaf.0, e.flags))
-        .collect();
+    let mut places: Vec<(u32, u32, u32)> =
+        here.offer.cpuid.iter().chain(&donor.offer.cpuid).map(|e| (e.leaf.0, e.subleaf.0, e.flags)).collect();
     places.sort_unstable();
     places.dedup_by_key(|p| (p.0, p.1));
     let kernel = series(&donor.provenance.kernel.release);
@@ -137,7 +135,12 @@ fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Ve
         let mut out = [0u64; 4];
         for register in 0..4usize {
             let at = Coord::Cpuid { table: Table::Supported, leaf, subleaf, register: register as u8 };
-            let known = Known { mine: mine[register], theirs: theirs[register], raw: raw[register], donor_raw: donor_raw[register] };
+            let known = Known {
+                mine: mine[register],
+                theirs: theirs[register],
+                raw: raw[register],
+                donor_raw: donor_raw[register],
+            };
             let (value, unsure) = word(at, &known, kernel);
             out[register] = value & !unsure;
             if unsure != 0 {

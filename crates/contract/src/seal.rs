@@ -19,7 +19,8 @@ pub fn leaks(contract: &Contract, host: &View, reference: Option<&View>) -> Vec<
         };
         let rules = w.rules();
         let old = reference.map(|r| r.word_or_absent(w.at).value);
-        let shown = (w.value ^ old.unwrap_or(rules.absent)) & open & !rules.free & !rules.runtime & w.at.mask();
+        let shown =
+            (w.value ^ old.unwrap_or(rules.absent)) & open & !rules.free & !rules.runtime & w.at.mask();
         for part in parts(w.at, w.layout, shown) {
             let before = part.show(old.unwrap_or(rules.absent));
             let after = part.show(w.value);
@@ -34,7 +35,9 @@ pub fn leaks(contract: &Contract, host: &View, reference: Option<&View>) -> Vec<
                 after,
                 shapes: Vec::new(),
                 cause: cause.map(|c| c.id),
-                remedy: Remedy::Selector { steps: vec![format!("name a value for `{}` in the contract", part.name)] },
+                remedy: Remedy::Selector {
+                    steps: vec![format!("name a value for `{}` in the contract", part.name)],
+                },
                 evidence: host.evidence,
                 subject: part.name,
             });
@@ -60,7 +63,9 @@ pub fn leaks(contract: &Contract, host: &View, reference: Option<&View>) -> Vec<
                 after: value_name(offer.choice, offer.default),
                 shapes: Vec::new(),
                 cause: None,
-                remedy: Remedy::Selector { steps: vec![format!("name a value for `{}` in the contract", facet.name)] },
+                remedy: Remedy::Selector {
+                    steps: vec![format!("name a value for `{}` in the contract", facet.name)],
+                },
                 evidence: host.evidence,
             });
         }

@@ -35,7 +35,8 @@ pub enum Journey {
 
 impl Journey {
     /// All four, in the order in which they are told.
-    pub const ALL: [Journey; 4] = [Journey::RunningUp, Journey::RunningBack, Journey::NewGuest, Journey::NewBack];
+    pub const ALL: [Journey; 4] =
+        [Journey::RunningUp, Journey::RunningBack, Journey::NewGuest, Journey::NewBack];
 }
 
 /// The answer to one question.
@@ -104,11 +105,17 @@ impl Exposure {
 }
 
 /// Looks at all shapes that both hosts have, and folds what is the same in each.
-fn in_every_shape(o: &[View], n: &[View], mut ask: impl FnMut(&View, &View) -> Vec<Finding>) -> (Vec<Finding>, Evidence) {
+fn in_every_shape(
+    o: &[View],
+    n: &[View],
+    mut ask: impl FnMut(&View, &View) -> Vec<Finding>,
+) -> (Vec<Finding>, Evidence) {
     let mut findings = Vec::new();
     let mut asked = 0;
     let mut evidence = Evidence::Observed;
-    for (old, new) in o.iter().filter_map(|old| n.iter().find(|new| new.shape == old.shape).map(|new| (old, new))) {
+    for (old, new) in
+        o.iter().filter_map(|old| n.iter().find(|new| new.shape == old.shape).map(|new| (old, new)))
+    {
         asked += 1;
         evidence = evidence.min(old.evidence).min(new.evidence);
         findings.extend(ask(old, new));
@@ -118,7 +125,8 @@ fn in_every_shape(o: &[View], n: &[View], mut ask: impl FnMut(&View, &View) -> V
 
 fn conclude(journey: Journey, (findings, evidence): (Vec<Finding>, Evidence)) -> Verdict {
     let worst = |skip_unknown: bool| {
-        let outcomes = findings.iter().map(|f| f.outcome).filter(|o| !(skip_unknown && *o == Outcome::Unknown));
+        let outcomes =
+            findings.iter().map(|f| f.outcome).filter(|o| !(skip_unknown && *o == Outcome::Unknown));
         outcomes.max().unwrap_or(Outcome::HoldsByDefault)
     };
     Verdict { journey, outcome: worst(false), otherwise: worst(true), evidence, findings }
@@ -139,10 +147,13 @@ pub fn unpinned(o: &[View], n: &[View]) -> Verdicts {
 
 /// The four verdicts for a guest under a contract; the VMM selects and takes on duties.
 pub fn under(contract: &Contract, o: &[View], n: &[View]) -> Verdicts {
-    let only = |views: &[View]| -> Vec<View> { views.iter().filter(|v| v.shape == contract.shape).cloned().collect() };
+    let only = |views: &[View]| -> Vec<View> {
+        views.iter().filter(|v| v.shape == contract.shape).cloned().collect()
+    };
     let (o, n) = (only(o), only(n));
-    let verdicts = Journey::ALL
-        .map(|journey| conclude(journey, in_every_shape(&o, &n, |old, new| ask(contract, journey, old, new, true))));
+    let verdicts = Journey::ALL.map(|journey| {
+        conclude(journey, in_every_shape(&o, &n, |old, new| ask(contract, journey, old, new, true)))
+    });
     Verdicts { guest: contract.name.clone(), shapes: vec![contract.shape.clone()], verdicts: verdicts.into() }
 }
 
@@ -195,7 +206,8 @@ pub fn ask(contract: &Contract, journey: Journey, old: &View, new: &View, pinned
             let mut findings = Vec::new();
             if pinned {
                 // It has to be started there under the contract first.
-                findings.extend(keeps(&Question { from: new, on: new, running: false, pinned }, &exposure.shown));
+                findings
+                    .extend(keeps(&Question { from: new, on: new, running: false, pinned }, &exposure.shown));
             }
             findings.extend(back(&Question { from: new, on: old, running: true, pinned }, &exposure));
             findings
@@ -209,7 +221,12 @@ fn back(q: &Question<'_>, exposure: &Exposure) -> Vec<Finding> {
     findings.extend(carries(q, &exposure.shown));
     // What it saw on the way, besides what it was started with.
     for (choice, seen) in &exposure.seen {
-        let started = exposure.shown.choices.binary_search_by_key(choice, |c| c.0).ok().and_then(|i| exposure.shown.choices[i].1);
+        let started = exposure
+            .shown
+            .choices
+            .binary_search_by_key(choice, |c| c.0)
+            .ok()
+            .and_then(|i| exposure.shown.choices[i].1);
         let Some(offer) = q.on.choice(*choice) else { continue };
         let others = seen.unwrap_or(0) & !started.map_or(0, |v| 1 << v);
         for value in (0..64u8).filter(|v| others >> v & 1 == 1) {

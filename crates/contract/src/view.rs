@@ -3,7 +3,8 @@
 //! A view is made from a capture once and compared often. Words that do not depend on the shape are shared between
 //! the views of one host.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use evenkeel_catalog::{self as catalog, CHOICES, Choice, Condition};
 use evenkeel_surface::{Arch, CpuidEntry, Digests, Offer, Provenance, Surface, Write};
@@ -12,7 +13,9 @@ use crate::coord::{Coord, Table};
 use crate::layout::{Layout, UNKNOWN, index_of, layout};
 
 /// How well something is known; the weakest of what a verdict rests on is the verdict's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// From tables, for a host that was not asked.
@@ -258,21 +261,37 @@ impl View {
 
     /// Both views are of one and the same host: what is unknown is unknown in the same way.
     pub fn same_host(&self, other: &View) -> bool {
-        !self.host.digests.offer.is_empty() && self.host.digests == other.host.digests && self.shape == other.shape
+        !self.host.digests.offer.is_empty()
+            && self.host.digests == other.host.digests
+            && self.shape == other.shape
     }
 }
 
 /// The value of a facet field by name, in words that `value` tells.
 pub fn field_of(name: &str, value: impl Fn(Coord) -> u64) -> u64 {
-    let Some((register, field)) = catalog::register(name) else { return 0 };
-    let coord = match (register.at.leaf, register.at.msr, register.at.reg) {
-        (Some(_), ..) => Coord::parse(register.name),
-        (_, Some(msr), _) => Some(Coord::Msr(msr)),
-        (_, _, reg) => reg.map(Coord::Reg),
-    };
-    let Some(coord) = coord else { return 0 };
-    let word = value(coord);
-    field.map_or(word, |f| (word & crate::layout::field_mask(f)) >> f.lo)
+    fields().get(name).map_or(0, |(at, mask)| (value(*at) & mask) >> mask.trailing_zeros())
+}
+
+/// Every named word and field of the catalog that is in one place: where it is, and its bits.
+fn fields() -> &'static HashMap<String, (Coord, u64)> {
+    static FIELDS: OnceLock<HashMap<String, (Coord, u64)>> = OnceLock::new();
+    FIELDS.get_or_init(|| {
+        let mut fields = HashMap::with_capacity(2048);
+        for r in catalog::REGISTERS {
+            let at = match (r.at.leaf, r.at.msr, r.at.reg) {
+                (Some(_), ..) => Coord::parse(r.name),
+                (_, Some(msr), _) => Some(Coord::Msr(msr)),
+                (_, _, reg) => reg.map(Coord::Reg),
+            };
+            // A run of subleaves is in many places: its fields are no conditions for anything.
+            let Some(at) = at else { continue };
+            fields.insert(r.name.to_owned(), (at, at.mask()));
+            for f in r.fields {
+                fields.insert(format!("{}.{}", r.name, f.name), (at, crate::layout::field_mask(f)));
+            }
+        }
+        fields
+    })
 }
 
 fn cpuid_words(table: Table, entries: &[CpuidEntry]) -> Vec<Word> {
@@ -315,7 +334,8 @@ fn x86_words(offer: &Offer) -> Vec<Word> {
 }
 
 fn x86_items(offer: &Offer) -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::with_capacity(offer.msrs.len() + offer.msrs_refused.len() + offer.sections.len());
+    let mut items: Vec<Item> =
+        Vec::with_capacity(offer.msrs.len() + offer.msrs_refused.len() + offer.sections.len());
     items.extend(offer.msrs.iter().map(|m| Item {
         key: ItemKey::Msr(m.msr.0),
         listed: m.listed,
@@ -373,7 +393,12 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
         if CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
             continue;
         }
-        items.push(Item { key: ItemKey::Reg(r.id.0), listed: true, write: r.write, reset: r.reset.map(|v| v.0) });
+        items.push(Item {
+            key: ItemKey::Reg(r.id.0),
+            listed: true,
+            write: r.write,
+            reset: r.reset.map(|v| v.0),
+        });
     }
     words.sort_by_key(|w| w.at);
     items.extend(sections(offer));
@@ -425,9 +450,14 @@ fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> 
     let unknown = ChoiceOffer { choice: index, default: None, values: 0, complete: false };
     if !facet.from.observe.is_empty() {
         // A capture that a witness was run for holds what it saw; without one, nobody knows.
-        let seen = offer.measured.iter().find(|m| m.facet == facet.from.observe && m.shape.is_none_or(|s| usize::from(s) == shape));
+        let seen = offer
+            .measured
+            .iter()
+            .find(|m| m.facet == facet.from.observe && m.shape.is_none_or(|s| usize::from(s) == shape));
         return match seen.and_then(|m| place(m.value.0)) {
-            Some(value) => ChoiceOffer { choice: index, default: Some(value), values: 1 << value, complete: true },
+            Some(value) => {
+                ChoiceOffer { choice: index, default: Some(value), values: 1 << value, complete: true }
+            }
             None => unknown,
         };
     }
@@ -445,7 +475,8 @@ fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> 
             return default.map_or(unknown, |d| ChoiceOffer { default, values: 1 << d, ..unknown });
         };
         let Some(default) = place(measured.value.0) else { return unknown };
-        let accepted = measured.accepts.iter().filter_map(|v| place(v.0)).fold(1u64 << default, |m, i| m | 1 << i);
+        let accepted =
+            measured.accepts.iter().filter_map(|v| place(v.0)).fold(1u64 << default, |m, i| m | 1 << i);
         let refused = measured.refuses.iter().filter_map(|v| place(v.0)).fold(0u64, |m, i| m | 1 << i);
         let all = u64::MAX >> (64 - facet.values.len().clamp(1, 64));
         return ChoiceOffer {
@@ -462,8 +493,8 @@ fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> 
         .filter(|(_, v)| v.when.iter().all(|c| holds(c, offer, shape)))
         .fold(0u64, |m, (i, _)| m | 1 << i);
     // The default may itself have a condition (a quirk that hardware switches off); then the other value is it.
-    let default = place(facet.default).filter(|d| values >> d & 1 == 1).or_else(|| {
-        (values != 0).then(|| values.trailing_zeros() as u8)
-    });
+    let default = place(facet.default)
+        .filter(|d| values >> d & 1 == 1)
+        .or_else(|| (values != 0).then(|| values.trailing_zeros() as u8));
     ChoiceOffer { choice: index, default, values, complete: true }
 }

@@ -23,7 +23,13 @@ fn small() -> Surface {
         edx: Hex32(2),
     };
     offer.cpuid = vec![entry(0, 13), entry(1, 0x800f12)];
-    offer.msrs = vec![MsrItem { msr: Hex32(0x174), listed: true, reset: Some(Hex64(0)), running: false, write: Write::Kept }];
+    offer.msrs = vec![MsrItem {
+        msr: Hex32(0x174),
+        listed: true,
+        reset: Some(Hex64(0)),
+        running: false,
+        write: Write::Kept,
+    }];
     offer.msrs_refused = vec![Hex32(0x1db)];
     finish(Arch::X86_64, offer, Provenance::default())
 }
@@ -37,7 +43,11 @@ fn decent(bytes: &[u8], e: &ReadError) {
     assert!(!e.diagnostics.is_empty() && e.diagnostics.len() <= 20);
     for d in &e.diagnostics {
         assert!(!d.message.is_empty() && d.message.len() < 500, "{d:?}");
-        assert!(d.span.start <= d.span.end && d.span.end <= bytes.len().max(1), "{d:?} in {} bytes", bytes.len());
+        assert!(
+            d.span.start <= d.span.end && d.span.end <= bytes.len().max(1),
+            "{d:?} in {} bytes",
+            bytes.len()
+        );
         assert!(evenkeel_catalog::code(d.code).is_some(), "{} is explained in the catalog", d.code);
     }
 }
@@ -63,7 +73,11 @@ fn any_flipped_bit_is_noticed_or_harmless() {
             match read(&bytes) {
                 Err(e) => decent(&bytes, &e),
                 // The digests cover what counts; only the part that may change anyway can have changed.
-                Ok(s) => assert_eq!((&s.offer, &s.provenance), (&original.offer, &original.provenance), "byte {at} bit {bit}"),
+                Ok(s) => assert_eq!(
+                    (&s.offer, &s.provenance),
+                    (&original.offer, &original.provenance),
+                    "byte {at} bit {bit}"
+                ),
             }
         }
     }
@@ -103,13 +117,23 @@ fn contradictions_are_told_many_at_once() {
     s.offer.msrs_refused.sort();
     s.offer.capabilities.push(Capability { cap: 130, all: Some(1), system: Some(2), vm: vec![1] });
     s.offer.capabilities.push(Capability { cap: 900, all: Some(1), system: None, vm: vec![] });
-    s.offer.measured.push(Measured { facet: "x".into(), shape: Some(9), value: Hex64(0), accepts: vec![], refuses: vec![] });
+    s.offer.measured.push(Measured {
+        facet: "x".into(),
+        shape: Some(9),
+        value: Hex64(0),
+        accepts: vec![],
+        refuses: vec![],
+    });
     canonical::seal(&mut s);
     let text = canonical::print(&s);
     let e = read(text.as_bytes()).unwrap_err();
     decent(text.as_bytes(), &e);
     assert!(e.diagnostics.len() >= 6, "{:#?}", e.diagnostics);
-    assert!(e.diagnostics.iter().all(|d| !d.span.is_empty()), "each points at an entry: {:#?}", e.diagnostics);
+    assert!(
+        e.diagnostics.iter().all(|d| !d.span.is_empty()),
+        "each points at an entry: {:#?}",
+        e.diagnostics
+    );
 
     let mut arm = small();
     arm.arch = Arch::Aarch64;
@@ -125,7 +149,10 @@ fn huge_and_deep_input_is_refused_quickly() {
     decent(&huge, &read(&huge).unwrap_err());
     let deep = "[".repeat(2 << 20);
     decent(deep.as_bytes(), &read(deep.as_bytes()).unwrap_err());
-    let nested = format!("{{\"schema\":\"evenkeel.surface/1\",\"arch\":\"x86_64\",\"digests\":{}", "{\"a\":".repeat(100_000));
+    let nested = format!(
+        "{{\"schema\":\"evenkeel.surface/1\",\"arch\":\"x86_64\",\"digests\":{}",
+        "{\"a\":".repeat(100_000)
+    );
     decent(nested.as_bytes(), &read(nested.as_bytes()).unwrap_err());
     let utf8 = [b"{\"schema\":\"".as_slice(), &[0xff, 0xfe], b"\"}"].concat();
     assert!(read(&utf8).unwrap_err().diagnostics[0].message.contains("UTF-8"));
@@ -183,7 +210,16 @@ extra = 1
     let e = document::read(text.as_bytes()).unwrap_err();
     decent(text.as_bytes(), &e);
     let all: Vec<&str> = e.diagnostics.iter().map(|d| d.message.as_str()).collect();
-    for part in ["extra", "exx", "cpuid.1.0.ecx", "32 bits", "architecture", "both given and open", "no-such-facet", "sometimes"] {
+    for part in [
+        "extra",
+        "exx",
+        "cpuid.1.0.ecx",
+        "32 bits",
+        "architecture",
+        "both given and open",
+        "no-such-facet",
+        "sometimes",
+    ] {
         assert!(all.iter().any(|m| m.contains(part)), "{part}: {all:#?}");
     }
     assert!(e.diagnostics.iter().all(|d| !d.span.is_empty()));
@@ -191,6 +227,10 @@ extra = 1
     assert_eq!((newer.diagnostics.len(), newer.diagnostics[0].code), (1, "schema-newer"));
     let edited = contract_text().replacen("name = \"sample\"", "name = \"other\"", 1);
     assert_eq!(document::read(edited.as_bytes()).unwrap_err().diagnostics[0].code, "digest-mismatch");
-    let twice = contract_text().replacen("[words]", "[words]\n\"cpuid.1.0.eax\" = \"0x1\"\n\"cpuid.1.0.eax\" = \"0x1\"", 1);
+    let twice = contract_text().replacen(
+        "[words]",
+        "[words]\n\"cpuid.1.0.eax\" = \"0x1\"\n\"cpuid.1.0.eax\" = \"0x1\"",
+        1,
+    );
     assert!(document::read(twice.as_bytes()).is_err());
 }

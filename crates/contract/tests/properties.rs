@@ -38,21 +38,40 @@ fn surface() -> impl Strategy<Value = Surface> {
     let places = places();
     let cpuid = btree_map(0..places.len(), [word(), word(), word(), word()], 1..8);
     let msrs = btree_map(0..MSRS.len(), (any::<bool>(), 0usize..3), 0..12);
-    let features = btree_map(prop_oneof![Just(0x10au32), Just(0x345), Just(0x480), Just(0x481), Just(0x485)], any::<u64>(), 0..3);
-    let caps = btree_map(prop_oneof![Just(213u32), Just(129), Just(190), Just(116), Just(212), Just(299)], 1..4096i32, 0..5);
+    let features = btree_map(
+        prop_oneof![Just(0x10au32), Just(0x345), Just(0x480), Just(0x481), Just(0x485)],
+        any::<u64>(),
+        0..3,
+    );
+    let caps = btree_map(
+        prop_oneof![Just(213u32), Just(129), Just(190), Just(116), Just(212), Just(299)],
+        1..4096i32,
+        0..5,
+    );
     (cpuid, msrs, features, caps, 0..3u64).prop_map(move |(cpuid, msrs, features, caps, seen)| {
         let mut offer = Offer { capabilities_asked: 300, ..Offer::default() };
         offer.shapes = ["kernel", "split"].map(|n| Shape { name: n.to_owned(), features: vec![] }).into();
-        offer.capabilities =
-            caps.into_iter().map(|(cap, v)| Capability { cap, all: Some(v), system: None, vm: vec![] }).collect();
+        offer.capabilities = caps
+            .into_iter()
+            .map(|(cap, v)| Capability { cap, all: Some(v), system: None, vm: vec![] })
+            .collect();
         offer.cpuid = cpuid
             .into_iter()
             .map(|(i, regs)| {
                 let [eax, ebx, ecx, edx] = regs.map(Hex32);
-                CpuidEntry { leaf: Hex32(places[i].0), subleaf: Hex32(places[i].1), flags: 0, eax, ebx, ecx, edx }
+                CpuidEntry {
+                    leaf: Hex32(places[i].0),
+                    subleaf: Hex32(places[i].1),
+                    flags: 0,
+                    eax,
+                    ebx,
+                    ecx,
+                    edx,
+                }
             })
             .collect();
-        offer.feature_msrs = features.into_iter().map(|(m, v)| FeatureMsr { msr: Hex32(m), value: Hex64(v) }).collect();
+        offer.feature_msrs =
+            features.into_iter().map(|(m, v)| FeatureMsr { msr: Hex32(m), value: Hex64(v) }).collect();
         for (i, (listed, write)) in msrs {
             let write = [Write::Kept, Write::Refused, Write::Unasked][write];
             let msr = Hex32(MSRS[i].msr);
@@ -60,7 +79,13 @@ fn surface() -> impl Strategy<Value = Surface> {
         }
         if let Some(observed) = CHOICES.iter().find(|c| !c.from.observe.is_empty()).filter(|_| seen > 0) {
             let value = Hex64(observed.values[(seen as usize - 1).min(observed.values.len() - 1)].value);
-            offer.measured.push(Measured { facet: observed.from.observe.to_owned(), shape: None, value, accepts: vec![], refuses: vec![] });
+            offer.measured.push(Measured {
+                facet: observed.from.observe.to_owned(),
+                shape: None,
+                value,
+                accepts: vec![],
+                refuses: vec![],
+            });
         }
         finish(Arch::X86_64, offer, Provenance::default())
     })

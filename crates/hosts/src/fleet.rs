@@ -96,7 +96,11 @@ fn one(
     buffer.clear();
     let limits = Limits::default();
     let failed = |error| Error::File { path: file.to_owned(), error };
-    fs::File::open(file).map_err(failed)?.take(limits.bytes as u64 + 1).read_to_end(buffer).map_err(failed)?;
+    fs::File::open(file)
+        .map_err(failed)?
+        .take(limits.bytes as u64 + 1)
+        .read_to_end(buffer)
+        .map_err(failed)?;
     let unusable = |error| Error::Read {
         name: file.display().to_string(),
         text: String::from_utf8_lossy(buffer).into_owned(),

@@ -102,7 +102,8 @@ impl Error {
 /// There is no usable KVM.
 pub fn capture_here() -> Result<Surface, Error> {
     let tool = concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned();
-    let options = evenkeel_capture::Options { tool, ..evenkeel_capture::Options::default() };
+    let options =
+        evenkeel_capture::Options { tool, side_by_side: true, ..evenkeel_capture::Options::default() };
     evenkeel_capture::capture(&evenkeel_sys::Live::new(), &options).map_err(Error::Capture)
 }
 
@@ -117,9 +118,19 @@ pub fn load(name: &str) -> Result<Host, Error> {
         let (base, kernel) = (load(base)?, load(kernel)?);
         let prediction = predict(&base.surface, &kernel.surface)
             .map_err(|why| Error::Predict { name: name.to_owned(), why })?;
-        let stands_for = format!("this CPU ({}) under {}, predicted", cpu_words(&base.surface), kernel_words(&kernel.surface));
+        let stands_for = format!(
+            "this CPU ({}) under {}, predicted",
+            cpu_words(&base.surface),
+            kernel_words(&kernel.surface)
+        );
         let views = prediction.views(name);
-        return Ok(Host { name: name.to_owned(), stands_for, surface: prediction.surface.clone(), prediction: Some(prediction), views });
+        return Ok(Host {
+            name: name.to_owned(),
+            stands_for,
+            surface: prediction.surface.clone(),
+            prediction: Some(prediction),
+            views,
+        });
     }
     let (surface, emulated) = if name == "here" {
         (capture_here()?, false)
@@ -135,10 +146,14 @@ pub fn load(name: &str) -> Result<Host, Error> {
                 return Err(Error::File { path: path.to_owned(), error });
             }
             Ok(meta) if !meta.is_file() => {
-                return Err(Error::File { path: path.to_owned(), error: std::io::Error::other("not a regular file") });
+                return Err(Error::File {
+                    path: path.to_owned(),
+                    error: std::io::Error::other("not a regular file"),
+                });
             }
             Ok(_) => {
-                let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
+                let bytes =
+                    std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
                 (parse(name, &bytes)?, false)
             }
             Err(error) if looks_like_a_path => return Err(Error::File { path: path.to_owned(), error }),
@@ -166,7 +181,8 @@ fn kernel_words(surface: &Surface) -> String {
     if k.release.is_empty() {
         return "an unknown kernel".to_owned();
     }
-    let point = k.version.split_whitespace().skip_while(|w| *w != "Debian").nth(1).and_then(|v| v.split('-').next());
+    let point =
+        k.version.split_whitespace().skip_while(|w| *w != "Debian").nth(1).and_then(|v| v.split('-').next());
     match point {
         Some(point) if !k.release.starts_with(point) => format!("Linux {point} ({})", k.release),
         _ => format!("Linux {}", k.release),

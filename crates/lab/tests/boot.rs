@@ -1,5 +1,4 @@
-//! Boots a real kernel. Skipped, with the reason, where the emulator, the kernel or the static init is missing; where
-//! `EVENKEEL_REQUIRE_LAB` is set, that is a failure.
+//! Boots a real kernel. Ignored unless `EVENKEEL_REQUIRE_LAB` is set; then whatever is missing is a failure.
 
 use std::time::Duration;
 
@@ -18,29 +17,23 @@ fn lab() -> Result<(&'static Kernel, Options), Error> {
     Ok((kernel, options))
 }
 
-/// Runs `body` where the lab can run.
+/// Runs `body` in the lab.
 fn with_lab(body: impl FnOnce(&'static Kernel, Options)) {
-    match lab() {
-        Ok((kernel, options)) => body(kernel, options),
-        Err(why) if std::env::var_os("EVENKEEL_REQUIRE_LAB").is_some() => panic!("the lab cannot run: {why}"),
-        Err(why) => eprintln!("skipped: {why}"),
-    }
+    let (kernel, options) = lab().unwrap_or_else(|why| panic!("the lab cannot run: {why}"));
+    body(kernel, options);
 }
 
-fn emulator_is_missing(error: &Error) -> bool {
-    matches!(error, Error::Tool { .. }) && std::env::var_os("EVENKEEL_REQUIRE_LAB").is_none()
-}
-
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
 #[test]
 fn a_program_sees_kvm_and_its_files_come_back() {
     with_lab(|kernel, options| {
         let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
         let job =
             Job::new(&binary).arg("look.txt").output("look.txt").output("none.txt").output("/lab/program");
-        let output = match run(kernel, &job, &options) {
-            Err(error) if emulator_is_missing(&error) => return eprintln!("skipped: {error}"),
-            done => done.unwrap_or_else(|error| panic!("{error}")),
-        };
+        let output = run(kernel, &job, &options).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(output.exit, Exit::Code(0), "{output:?}");
         assert_eq!(output.stdout, b"looked\n");
         assert_eq!(output.release, kernel.release);
@@ -53,19 +46,24 @@ fn a_program_sees_kvm_and_its_files_come_back() {
     });
 }
 
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
 #[test]
 fn a_program_that_fails_is_no_error_of_the_lab() {
     with_lab(|kernel, options| {
         let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
-        let output = match run(kernel, &Job::new(binary), &options) {
-            Err(error) if emulator_is_missing(&error) => return eprintln!("skipped: {error}"),
-            done => done.unwrap_or_else(|error| panic!("{error}")),
-        };
+        let output = run(kernel, &Job::new(binary), &options).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(output.exit, Exit::Code(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("not a command"));
     });
 }
 
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
 #[test]
 fn what_is_no_static_program_is_said() {
     with_lab(|kernel, options| {
@@ -73,9 +71,6 @@ fn what_is_no_static_program_is_said() {
         let binary = folder.path().join("words");
         std::fs::write(&binary, "these are words").unwrap();
         let error = run(kernel, &Job::new(&binary), &options).unwrap_err();
-        if emulator_is_missing(&error) {
-            return eprintln!("skipped: {error}");
-        }
         assert!(
             matches!(&error, Error::Inside { message, .. } if message.contains("static binary")),
             "{error}"
@@ -83,27 +78,29 @@ fn what_is_no_static_program_is_said() {
     });
 }
 
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
 #[test]
 fn a_host_that_takes_too_long_is_killed() {
     with_lab(|kernel, mut options| {
         options.timeout = Duration::from_millis(400);
         let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
         let error = run(kernel, &Job::new(binary), &options).unwrap_err();
-        if emulator_is_missing(&error) {
-            return eprintln!("skipped: {error}");
-        }
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
     });
 }
 
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
 #[test]
 fn a_kernel_that_panics_is_quoted() {
     with_lab(|kernel, options| {
         let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
         let error = run(kernel, &Job::new(binary).arg("panic"), &options).unwrap_err();
-        if emulator_is_missing(&error) {
-            return eprintln!("skipped: {error}");
-        }
         assert!(matches!(error, Error::Died { .. }), "{error}");
         assert!(error.to_string().contains("Kernel panic"), "{error}");
     });

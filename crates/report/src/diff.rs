@@ -35,9 +35,14 @@ pub fn diff(r: &DiffReport, all: bool) -> String {
         return out;
     }
     let mut last = None;
-    let mut groups: BTreeMap<(Class, bool, Option<&str>, bool, &str), Vec<&Difference>> = BTreeMap::new();
+    /// Class, whether the cause is unknown, the cause, whether the CPU made it, the shapes.
+    type Key<'a> = (Class, bool, Option<&'a str>, bool, &'a str);
+    let mut groups: BTreeMap<Key<'_>, Vec<&Difference>> = BTreeMap::new();
     for d in &r.differences {
-        groups.entry((d.class, d.cause.is_none(), d.cause, d.axis == Axis::Cpu, d.shape.as_str())).or_default().push(d);
+        groups
+            .entry((d.class, d.cause.is_none(), d.cause, d.axis == Axis::Cpu, d.shape.as_str()))
+            .or_default()
+            .push(d);
     }
     for ((class, _, cause, cpu, shape), list) in groups {
         if last != Some(class) {
@@ -62,7 +67,10 @@ pub fn diff(r: &DiffReport, all: bool) -> String {
         }
     }
     let explained = r.differences.iter().filter(|d| d.cause.is_some()).count();
-    let text = format!("{} differences, {explained} explained by the ledger. --all names each.", r.differences.len());
+    let text = format!(
+        "{} differences, {explained} explained by the ledger. --all names each.",
+        r.differences.len()
+    );
     let _ = writeln!(w, "\n{}", paint(DIM, &text));
     out
 }
@@ -73,7 +81,13 @@ pub fn check(r: &CheckReport, all: bool) -> String {
     let w = &mut out;
     let _ = writeln!(w, "contract {} (shape {}, {})", paint(HEAD, &r.contract), r.shape, short(&r.digest));
     for h in &r.hosts {
-        let _ = writeln!(w, "  {:<24} {}  {}", h.host.name, paint(of(h.outcome), h.outcome.words()), paint(DIM, &h.host.stands_for));
+        let _ = writeln!(
+            w,
+            "  {:<24} {}  {}",
+            h.host.name,
+            paint(of(h.outcome), h.outcome.words()),
+            paint(DIM, &h.host.stands_for)
+        );
         findings(w, &h.findings, all, "      ");
     }
     out
@@ -114,11 +128,21 @@ fn tell_conflicts(w: &mut String, conflicts: &[ConflictInfo]) {
 pub fn baseline(r: &BaselineReport, all: bool) -> String {
     let mut out = String::new();
     let w = &mut out;
-    let _ = writeln!(w, "{} hosts, shape {}: {} words and choices, {}", r.hosts, r.shape, r.names, short(&r.digest));
+    let _ = writeln!(
+        w,
+        "{} hosts, shape {}: {} words and choices, {}",
+        r.hosts,
+        r.shape,
+        r.names,
+        short(&r.digest)
+    );
     tell_conflicts(w, &r.conflicts);
     if !r.identities.is_empty() {
         let names: Vec<&str> = r.identities.iter().map(String::as_str).collect();
-        let text = format!("identity or topology differs (free to set, the lowest is taken): {}", collapse(&names, all));
+        let text = format!(
+            "identity or topology differs (free to set, the lowest is taken): {}",
+            collapse(&names, all)
+        );
         let _ = writeln!(w, "  · {}", wrap(&text, WIDTH, "    "));
     }
     for c in &r.costs {

@@ -19,7 +19,12 @@ pub fn explain(name: &str) -> Option<String> {
         return Some(choice(c));
     }
     if let Some(m) = catalog::measurement(name) {
-        let text = format!("{}, measured by a capture: {}\n  for a guest: {}\n", paint(HEAD, m.name), m.title, wrap(m.guest, WIDTH, "      "));
+        let text = format!(
+            "{}, measured by a capture: {}\n  for a guest: {}\n",
+            paint(HEAD, m.name),
+            m.title,
+            wrap(m.guest, WIDTH, "      ")
+        );
         return Some(text + &mentions(name));
     }
     if let Some(text) = item(name) {
@@ -29,11 +34,22 @@ pub fn explain(name: &str) -> Option<String> {
         return Some(register(name, r, f));
     }
     let number = name.strip_prefix("cap.").unwrap_or(name);
-    let cap = number.parse().ok().or_else(|| catalog::CAPABILITIES.iter().find(|c| c.name == name).map(|c| c.cap))?;
+    let cap = number
+        .parse()
+        .ok()
+        .or_else(|| catalog::CAPABILITIES.iter().find(|c| c.name == name).map(|c| c.cap))?;
     let found: Vec<String> = catalog::CAPABILITIES
         .iter()
         .filter(|c| c.cap == cap)
-        .map(|c| format!("{} (KVM_CHECK_EXTENSION {}): answers a {}; guest-visible: {}\n", paint(HEAD, c.name), c.cap, c.answer, c.guest))
+        .map(|c| {
+            format!(
+                "{} (KVM_CHECK_EXTENSION {}): answers a {}; guest-visible: {}\n",
+                paint(HEAD, c.name),
+                c.cap,
+                c.answer,
+                c.guest
+            )
+        })
         .collect();
     (!found.is_empty()).then(|| found.concat() + &mentions(&format!("cap.{cap}")))
 }
@@ -64,34 +80,55 @@ fn change(c: &Change) -> String {
     line("who could notice", c.blast_words);
     let k = &c.kernels;
     let mut kernels = Vec::new();
-    for (what, value) in [("last known without", k.last_without), ("first known with", k.first_with), ("mainline", k.mainline), ("stable", k.stable)] {
+    for (what, value) in [
+        ("last known without", k.last_without),
+        ("first known with", k.first_with),
+        ("mainline", k.mainline),
+        ("stable", k.stable),
+    ] {
         if !value.is_empty() {
             kernels.push(format!("{what} {value}"));
         }
     }
     line("kernels (hints, nothing decides by them)", &kernels.join("; "));
-    line("when nobody asks", match c.default {
-        catalog::Era::Old => "the old behaviour",
-        catalog::Era::New => "the new behaviour",
-    });
-    line("selecting the old behaviour", match c.selector.status {
-        Status::Available => "possible",
-        Status::Partial => "possible in part",
-        Status::None => "not possible",
-        Status::NotNeeded => "not needed",
-    });
+    line(
+        "when nobody asks",
+        match c.default {
+            catalog::Era::Old => "the old behaviour",
+            catalog::Era::New => "the new behaviour",
+        },
+    );
+    line(
+        "selecting the old behaviour",
+        match c.selector.status {
+            Status::Available => "possible",
+            Status::Partial => "possible in part",
+            Status::None => "not possible",
+            Status::NotNeeded => "not needed",
+        },
+    );
     for step in c.selector.steps {
         line("  step", step);
     }
     line("  duty", c.selector.duty);
     line("  refuse", c.selector.refusal);
     line("the way back", c.rollback);
-    line("told by", [c.detect.probe, c.detect.observe, c.detect.undetectable].iter().find(|t| !t.is_empty()).unwrap_or(&""));
+    line(
+        "told by",
+        [c.detect.probe, c.detect.observe, c.detect.undetectable]
+            .iter()
+            .find(|t| !t.is_empty())
+            .unwrap_or(&""),
+    );
     for e in c.explains {
         let subject = if e.facet.is_empty() { e.item } else { e.facet };
         let values = match (e.before, e.after) {
             ("", "") => String::new(),
-            (b, a) => format!(": {} → {}", if b.is_empty() { "any" } else { b }, if a.is_empty() { "any" } else { a }),
+            (b, a) => format!(
+                ": {} → {}",
+                if b.is_empty() { "any" } else { b },
+                if a.is_empty() { "any" } else { a }
+            ),
         };
         line("explains", &format!("{subject}{values}"));
     }
@@ -114,10 +151,14 @@ fn choice(c: &catalog::Choice) -> String {
             notes.push("where it is unheard of");
         }
         let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join(", ")) };
-        let _ = writeln!(w, "  {}{} {}", paint(NAME, v.name), paint(DIM, &notes), wrap(v.means, WIDTH, "      "));
+        let _ =
+            writeln!(w, "  {}{} {}", paint(NAME, v.name), paint(DIM, &notes), wrap(v.means, WIDTH, "      "));
     }
     if !c.from.observe.is_empty() {
-        let text = format!("No ioctl tells it: only a look from inside a guest does (observation `{}`).", c.from.observe);
+        let text = format!(
+            "No ioctl tells it: only a look from inside a guest does (observation `{}`).",
+            c.from.observe
+        );
         let _ = writeln!(w, "\n{}", wrap(&text, WIDTH, ""));
     }
     for step in c.selector {
@@ -155,7 +196,11 @@ fn item(name: &str) -> Option<String> {
         return item(&format!("reg.{:x}", r.id));
     } else {
         let s = catalog::section(name)?;
-        let instead = if s.instead.is_empty() { String::new() } else { format!("  where it is missing: `{}`, when {}\n", s.instead, s.instead_when) };
+        let instead = if s.instead.is_empty() {
+            String::new()
+        } else {
+            format!("  where it is missing: `{}`, when {}\n", s.instead, s.instead_when)
+        };
         format!("{}, a group of state: {}\n  {} / {}\n{instead}", paint(HEAD, s.name), s.title, s.get, s.set)
     };
     Some(text + &mentions(name))
@@ -199,7 +244,10 @@ fn mentions(name: &str) -> String {
                 let (mine, n) = name.split_once('.')?;
                 Some(kind == mine && (number(first)?..=number(last)?).contains(&number(n)?))
             });
-            e.facet == name || e.item == name || run == Some(true) || e.facet.strip_prefix(name).is_some_and(|r| r.starts_with('.'))
+            e.facet == name
+                || e.item == name
+                || run == Some(true)
+                || e.facet.strip_prefix(name).is_some_and(|r| r.starts_with('.'))
         });
         if names {
             let _ = writeln!(out, "  changed by {} {}", paint(NAME, c.id), c.title);

@@ -191,7 +191,10 @@ pub fn axes(o: &View, n: &View) -> Vec<AxisDifference> {
     let mut add = |axis, what: &str, x: &str, y: &str| {
         if x != y {
             let show = |t: &str| if t.is_empty() { "unknown".to_owned() } else { t.to_owned() };
-            found.push(AxisDifference { axis, what: format!("{what}: {} on {}, {} on {}", show(x), o.host.label, show(y), n.host.label) });
+            found.push(AxisDifference {
+                axis,
+                what: format!("{what}: {} on {}, {} on {}", show(x), o.host.label, show(y), n.host.label),
+            });
         }
     };
     add(Axis::Cpu, "vendor", &a.cpu.vendor, &b.cpu.vendor);
@@ -202,7 +205,8 @@ pub fn axes(o: &View, n: &View) -> Vec<AxisDifference> {
     }
     if n.evidence == Evidence::Declared && o.evidence == Evidence::Declared {
         let words = |v: &str| {
-            let mut words: Vec<String> = v.split_whitespace().filter(|w| !w.starts_with("BOOT_IMAGE=")).map(str::to_owned).collect();
+            let mut words: Vec<String> =
+                v.split_whitespace().filter(|w| !w.starts_with("BOOT_IMAGE=")).map(str::to_owned).collect();
             words.sort();
             words.join(" ")
         };
@@ -211,7 +215,12 @@ pub fn axes(o: &View, n: &View) -> Vec<AxisDifference> {
         for p in &a.parameters {
             // What a parameter is when nobody sets it changes with kernels, too; polling shows no guest anything.
             if let Some(q) = b.parameters.iter().find(|q| q.name == p.name && !q.name.contains("halt_poll")) {
-                add(Axis::Boot, &format!("module parameter {} (set, or the kernel's default)", p.name), &p.value, &q.value);
+                add(
+                    Axis::Boot,
+                    &format!("module parameter {} (set, or the kernel's default)", p.name),
+                    &p.value,
+                    &q.value,
+                );
             }
         }
     }

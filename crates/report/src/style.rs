@@ -68,7 +68,8 @@ pub fn collapse(names: &[&str], all: bool) -> String {
 fn runs(names: &[&str]) -> Vec<(String, usize)> {
     let number = |name: &str| {
         let (kind, rest) = name.split_once('.')?;
-        (kind == "msr" || kind == "reg").then(|| u64::from_str_radix(rest, 16).ok().map(|n| (kind.to_owned(), n)))?
+        (kind == "msr" || kind == "reg")
+            .then(|| u64::from_str_radix(rest, 16).ok().map(|n| (kind.to_owned(), n)))?
     };
     let mut out: Vec<(String, usize)> = Vec::new();
     let mut i = 0;
@@ -96,7 +97,10 @@ mod tests {
 
     #[test]
     fn runs_of_msrs_are_told_once() {
-        assert_eq!(collapse(&["msr.1d9", "msr.1db", "msr.1dc", "msr.1dd", "msr.1de"], false), "msr.1d9, msr.1db to msr.1de");
+        assert_eq!(
+            collapse(&["msr.1d9", "msr.1db", "msr.1dc", "msr.1dd", "msr.1de"], false),
+            "msr.1d9, msr.1db to msr.1de"
+        );
         let many: Vec<String> = (0..9).map(|i| format!("cpuid.{i}.0.eax")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(collapse(&many, false).ends_with("and 3 more"), "{}", collapse(&many, false));

@@ -38,7 +38,8 @@ pub fn survive(r: &SurviveReport, all: bool) -> String {
     for (i, journey) in Journey::ALL.into_iter().enumerate() {
         let last = r.guests.len() - 1;
         let width = |k: usize| if k == last { 0 } else { 34 };
-        let cell = |(k, g): (usize, &Verdicts)| padded(of(g.verdicts[i].outcome), &answer(&g.verdicts[i]), width(k));
+        let cell =
+            |(k, g): (usize, &Verdicts)| padded(of(g.verdicts[i].outcome), &answer(&g.verdicts[i]), width(k));
         let cells: String = r.guests.iter().enumerate().map(cell).collect();
         let _ = writeln!(w, "{:<50}{cells}", question(journey));
     }
@@ -57,7 +58,13 @@ pub fn survive(r: &SurviveReport, all: bool) -> String {
     let _ = writeln!(w, "Looked at in these VM shapes: {}.", r.shapes.join(", "));
     for c in &r.conflicts {
         let values: Vec<String> = c.values.iter().map(|(h, v)| format!("{v} on {h}")).collect();
-        let _ = writeln!(w, "No common contract over `{}`: {} ({}).", c.facet, values.join(", "), axis_words(c.axis));
+        let _ = writeln!(
+            w,
+            "No common contract over `{}`: {} ({}).",
+            c.facet,
+            values.join(", "),
+            axis_words(c.axis)
+        );
     }
     for guest in &r.guests {
         section(w, guest, all);
@@ -71,7 +78,10 @@ pub fn survive(r: &SurviveReport, all: bool) -> String {
 
 fn axes(w: &mut String, r: &SurviveReport) {
     if r.axes.is_empty() {
-        let _ = writeln!(w, "The CPU and the boot options are the same: what differs below, differs by the kernel.");
+        let _ = writeln!(
+            w,
+            "The CPU and the boot options are the same: what differs below, differs by the kernel."
+        );
         return;
     }
     let _ = writeln!(w, "{}", paint(HEAD, "The hosts differ in more than the kernel:"));
@@ -107,7 +117,8 @@ fn groups<'a>(guest: &'a Verdicts) -> BTreeMap<Key, Group<'a>> {
                 None => format!("{} {:?}", f.code, std::mem::discriminant(&f.remedy)),
             };
             let key = (f.severity(), f.outcome, f.cause, f.axis, sort, f.shapes.join(", "));
-            let group = groups.entry(key).or_insert_with(|| Group { journeys: Vec::new(), findings: Vec::new() });
+            let group =
+                groups.entry(key).or_insert_with(|| Group { journeys: Vec::new(), findings: Vec::new() });
             if !group.journeys.contains(&(i + 1)) {
                 group.journeys.push(i + 1);
             }
@@ -143,7 +154,12 @@ fn section(w: &mut String, guest: &Verdicts, all: bool) {
 /// What is unknown, for all guests at once: it is the same for each, or nearly.
 fn unknown(w: &mut String, guests: &[Verdicts]) {
     let mut names: Vec<&str> = Vec::new();
-    for f in guests.iter().flat_map(|g| &g.verdicts).flat_map(|v| &v.findings).filter(|f| f.outcome == Outcome::Unknown) {
+    for f in guests
+        .iter()
+        .flat_map(|g| &g.verdicts)
+        .flat_map(|v| &v.findings)
+        .filter(|f| f.outcome == Outcome::Unknown)
+    {
         if !names.contains(&f.subject.as_str()) {
             names.push(&f.subject);
         }
@@ -163,13 +179,24 @@ fn unknown(w: &mut String, guests: &[Verdicts]) {
         let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
     }
     if !rest.is_empty() {
-        let text =
-            format!("{} facets or state items that were not determined on one host: {}", rest.len(), collapse(&rest, false));
+        let text = format!(
+            "{} facets or state items that were not determined on one host: {}",
+            rest.len(),
+            collapse(&rest, false)
+        );
         let _ = writeln!(w, "  ? {}", wrap(&text, WIDTH, "    "));
     }
 }
 
-fn tell(w: &mut String, outcome: Outcome, cause: Option<&str>, axis: Axis, shapes: &str, group: &Group<'_>, all: bool) {
+fn tell(
+    w: &mut String,
+    outcome: Outcome,
+    cause: Option<&str>,
+    axis: Axis,
+    shapes: &str,
+    group: &Group<'_>,
+    all: bool,
+) {
     let change = cause.and_then(evenkeel_catalog::change);
     let mark = match outcome {
         Outcome::No => "✗",
@@ -179,7 +206,9 @@ fn tell(w: &mut String, outcome: Outcome, cause: Option<&str>, axis: Axis, shape
     let first = group.findings[0];
     let title = match change {
         Some(c) => format!("{} {}", paint(NAME, c.id), c.title),
-        None => format!("cause unknown: {}", evenkeel_catalog::code(first.code).map_or(first.code, |c| c.title)),
+        None => {
+            format!("cause unknown: {}", evenkeel_catalog::code(first.code).map_or(first.code, |c| c.title))
+        }
     };
     let journeys: Vec<String> = group.journeys.iter().map(usize::to_string).collect();
     let mut asides = vec![format!("verdict {}", journeys.join(", "))];
@@ -192,11 +221,17 @@ fn tell(w: &mut String, outcome: Outcome, cause: Option<&str>, axis: Axis, shape
     if group.findings.iter().any(|f| f.evidence == Evidence::Predicted) {
         asides.push("predicted".to_owned());
     }
-    let _ = writeln!(w, "  {} {title}  {}", paint(of(outcome), mark), paint(DIM, &format!("[{}]", asides.join("; "))));
+    let _ = writeln!(
+        w,
+        "  {} {title}  {}",
+        paint(of(outcome), mark),
+        paint(DIM, &format!("[{}]", asides.join("; ")))
+    );
     let subjects: Vec<&str> = group.findings.iter().map(|f| f.subject.as_str()).collect();
     let one_value = group.findings.iter().all(|f| (&f.before, &f.after) == (&first.before, &first.after));
     let values = if one_value { format!(": {} → {}", first.before, first.after) } else { String::new() };
-    let _ = writeln!(w, "      {}", wrap(&format!("{}{values}", collapse(&subjects, all)), WIDTH, "        "));
+    let _ =
+        writeln!(w, "      {}", wrap(&format!("{}{values}", collapse(&subjects, all)), WIDTH, "        "));
     if let Some(c) = change {
         let _ = writeln!(w, "      who: {}", wrap(&blast(c.blast, c.blast_words), WIDTH, "        "));
     }
@@ -255,10 +290,15 @@ fn footer(w: &mut String, r: &SurviveReport, all: bool) {
         r.guests.iter().flat_map(|g| &g.verdicts).flat_map(|v| &v.findings).filter_map(|f| f.cause).collect();
     let _ = writeln!(w);
     if let Some(first) = causes.iter().next() {
-        let text = format!("evenkeel explain {first} says more, with sources; so does it for every name above.");
+        let text =
+            format!("evenkeel explain {first} says more, with sources; so does it for every name above.");
         let _ = writeln!(w, "{}", paint(DIM, &text));
     }
     if !all {
-        let _ = writeln!(w, "{}", paint(DIM, "Every facet by name: --all. All of it for machines: --format json."));
+        let _ = writeln!(
+            w,
+            "{}",
+            paint(DIM, "Every facet by name: --all. All of it for machines: --format json.")
+        );
     }
 }

@@ -85,8 +85,10 @@ pub fn digest(canonical: &str) -> String {
 
 /// Fills in the digests of `surface`: the last step of making one.
 pub fn seal(surface: &mut Surface) {
-    surface.digests =
-        Digests { offer: digest(&surface.offer.canonical()), provenance: digest(&surface.provenance.canonical()) };
+    surface.digests = Digests {
+        offer: digest(&surface.offer.canonical()),
+        provenance: digest(&surface.provenance.canonical()),
+    };
 }
 
 /// The text of a capture file. Digests are written as they stand; [`seal`] makes them true.

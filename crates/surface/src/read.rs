@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 
 use crate::canonical::{Canonical, digest};
 use crate::document::{
-    Arch, Attribute, Capability, CpuidEntry, Digests, FeatureMsr, Measured, MsrItem, Offer, Provenance, Register, SCHEMA,
-    Section, Shape, Surface, Unread, Volatile,
+    Arch, Attribute, Capability, CpuidEntry, Digests, FeatureMsr, Measured, MsrItem, Offer, Provenance,
+    Register, SCHEMA, Section, Shape, Surface, Unread, Volatile,
 };
 use crate::hex::Hex32;
 use crate::locate::{elements, members, offset_of, span_in};
@@ -106,7 +106,12 @@ fn error(code: &'static str, message: String, span: Range<usize>, hint: &str) ->
 pub fn text<'a>(bytes: &'a [u8], limits: &Limits) -> Result<&'a str, ReadError> {
     if bytes.len() > limits.bytes {
         let message = format!("the file has {} bytes; at most {} are read", bytes.len(), limits.bytes);
-        return Err(error("bad-document", message, 0..0, "a capture has some tens of kilobytes: is this one?"));
+        return Err(error(
+            "bad-document",
+            message,
+            0..0,
+            "a capture has some tens of kilobytes: is this one?",
+        ));
     }
     std::str::from_utf8(bytes).map_err(|e| {
         let at = e.valid_up_to();
@@ -184,7 +189,14 @@ pub fn surface(bytes: &[u8], limits: &Limits) -> Result<Surface, ReadError> {
     let offer = self::offer(text, &parts, limits)?;
     let provenance = self::provenance(text, &parts)?;
     let volatile = part::<Volatile>(text, parts.volatile)?;
-    Ok(Surface { schema: SCHEMA.to_owned(), arch: parts.arch, digests: parts.digests, offer, provenance, volatile })
+    Ok(Surface {
+        schema: SCHEMA.to_owned(),
+        arch: parts.arch,
+        digests: parts.digests,
+        offer,
+        provenance,
+        volatile,
+    })
 }
 
 /// Parses and checks the `offer` of a file that was split.
@@ -218,13 +230,20 @@ fn part<T: DeserializeOwned>(text: &str, part: &str) -> Result<T, ReadError> {
     })
 }
 
-fn check_digest<T: Canonical>(text: &str, name: &str, raw: &str, claimed: &str, value: &T) -> Result<(), ReadError> {
+fn check_digest<T: Canonical>(
+    text: &str,
+    name: &str,
+    raw: &str,
+    claimed: &str,
+    value: &T,
+) -> Result<(), ReadError> {
     // The bytes of a canonical file are the canonical form; only a reformatted file is printed again.
     if digest(raw) == claimed || digest(&value.canonical()) == claimed {
         return Ok(());
     }
     let span = text.find(claimed).filter(|_| !claimed.is_empty()).map_or(0..0, |at| at..at + claimed.len());
-    let message = format!("`{name}` does not have the digest that the file claims: it was changed after the capture");
+    let message =
+        format!("`{name}` does not have the digest that the file claims: it was changed after the capture");
     Err(error("digest-mismatch", message, span, "capture the host again"))
 }
 
@@ -300,7 +319,11 @@ fn contradictions(text: &str, parts: &Parts<'_>, offer: &Offer, limits: &Limits)
             }
         }
     };
-    ascending("capabilities", &mut |i| offer.capabilities[i - 1].cap < offer.capabilities[i].cap, offer.capabilities.len());
+    ascending(
+        "capabilities",
+        &mut |i| offer.capabilities[i - 1].cap < offer.capabilities[i].cap,
+        offer.capabilities.len(),
+    );
     for (key, table) in [
         ("cpuid", &offer.cpuid),
         ("cpuid_emulated", &offer.cpuid_emulated),
@@ -310,21 +333,34 @@ fn contradictions(text: &str, parts: &Parts<'_>, offer: &Offer, limits: &Limits)
         let place = |i: usize| (table[i].leaf, table[i].subleaf);
         ascending(key, &mut |i| place(i - 1) < place(i), table.len());
     }
-    ascending("feature_msrs", &mut |i| offer.feature_msrs[i - 1].msr < offer.feature_msrs[i].msr, offer.feature_msrs.len());
+    ascending(
+        "feature_msrs",
+        &mut |i| offer.feature_msrs[i - 1].msr < offer.feature_msrs[i].msr,
+        offer.feature_msrs.len(),
+    );
     ascending("msrs", &mut |i| offer.msrs[i - 1].msr < offer.msrs[i].msr, offer.msrs.len());
-    ascending("msrs_refused", &mut |i| offer.msrs_refused[i - 1] < offer.msrs_refused[i], offer.msrs_refused.len());
+    ascending(
+        "msrs_refused",
+        &mut |i| offer.msrs_refused[i - 1] < offer.msrs_refused[i],
+        offer.msrs_refused.len(),
+    );
     ascending(
         "registers",
         &mut |i| {
             let (a, b) = (&offer.registers[i - 1], &offer.registers[i]);
-            a.id < b.id || (a.id == b.id && !a.shapes.is_empty() && a.shapes.iter().all(|s| !b.shapes.contains(s)))
+            a.id < b.id
+                || (a.id == b.id && !a.shapes.is_empty() && a.shapes.iter().all(|s| !b.shapes.contains(s)))
         },
         offer.registers.len(),
     );
     for (i, c) in offer.capabilities.iter().enumerate() {
         let apart = c.system.is_some() && c.vm.len() == shapes;
         if c.all.is_some() == apart || (c.all.is_some() && (c.system.is_some() || !c.vm.is_empty())) {
-            found.push(("capabilities", i, "capabilities: an answer for all, or one for the system and each shape".into()));
+            found.push((
+                "capabilities",
+                i,
+                "capabilities: an answer for all, or one for the system and each shape".into(),
+            ));
         }
         if c.cap >= offer.capabilities_asked {
             found.push(("capabilities", i, format!("capabilities: {} was not asked for", c.cap)));
@@ -339,14 +375,20 @@ fn contradictions(text: &str, parts: &Parts<'_>, offer: &Offer, limits: &Limits)
     shape_lists.extend(offer.registers.iter().enumerate().map(|(i, r)| ("registers", i, r.shapes.clone())));
     shape_lists.extend(offer.attributes.iter().enumerate().map(|(i, a)| ("attributes", i, a.shapes.clone())));
     shape_lists.extend(offer.sections.iter().enumerate().map(|(i, s)| ("sections", i, s.shapes.clone())));
-    shape_lists.extend(offer.measured.iter().enumerate().map(|(i, m)| ("measured", i, m.shape.into_iter().collect())));
+    shape_lists.extend(
+        offer.measured.iter().enumerate().map(|(i, m)| ("measured", i, m.shape.into_iter().collect())),
+    );
     for (key, i, list) in shape_lists {
         if !in_range(&list) {
             found.push((key, i, format!("{key}: names a shape that is not in `shapes`")));
         }
     }
     let foreign = match parts.arch {
-        Arch::Aarch64 => [("cpuid", offer.cpuid.len()), ("feature_msrs", offer.feature_msrs.len()), ("msrs", offer.msrs.len())],
+        Arch::Aarch64 => [
+            ("cpuid", offer.cpuid.len()),
+            ("feature_msrs", offer.feature_msrs.len()),
+            ("msrs", offer.msrs.len()),
+        ],
         Arch::X86_64 => [("", 0); 3],
     };
     for (key, len) in foreign {
@@ -364,7 +406,13 @@ fn contradictions(text: &str, parts: &Parts<'_>, offer: &Offer, limits: &Limits)
                 .find(|(k, _)| k == key)
                 .and_then(|(_, list)| elements(list).ok()?.get(i).copied())
                 .map_or(0..0, |entry| span_in(text, entry));
-            Diagnostic { code: "bad-document", severity: Severity::Error, message, span: entry, hint: String::new() }
+            Diagnostic {
+                code: "bad-document",
+                severity: Severity::Error,
+                message,
+                span: entry,
+                hint: String::new(),
+            }
         })
         .collect()
 }

@@ -38,14 +38,18 @@ impl Baseline {
         let files = |h: &String| Path::new(h).exists();
         let (paths, names): (Vec<String>, Vec<String>) = self.hosts.iter().cloned().partition(files);
         let fleet = evenkeel_hosts::load_fleet(&paths.iter().map(PathBuf::from).collect::<Vec<_>>())?;
-        let mut members: Vec<(Vec<View>, usize)> = fleet.members.into_iter().map(|m| (m.views, m.count)).collect();
+        let mut members: Vec<(Vec<View>, usize)> =
+            fleet.members.into_iter().map(|m| (m.views, m.count)).collect();
         for name in &names {
             members.push((evenkeel_hosts::load(name)?.views, 1));
         }
         let hosts: usize = members.iter().map(|(_, count)| count).sum();
         let first = members.first().and_then(|(views, _)| views.first());
         let Some(first) = first.cloned() else {
-            return Err(Failure::bad("no host: nothing to agree on", "name captures, or a directory with some"));
+            return Err(Failure::bad(
+                "no host: nothing to agree on",
+                "name captures, or a directory with some",
+            ));
         };
         let shape = self.shape.clone().unwrap_or_else(|| default_shape(&first).to_owned());
         let mut views = Vec::with_capacity(members.len());
@@ -53,16 +57,26 @@ impl Baseline {
             let view = all.iter().find(|v| v.shape == shape);
             let label = all.first().map_or("a host", |v| v.host.label.as_str());
             let Some(view) = view else {
-                return Err(Failure::bad(format!("{label} was not captured in shape `{shape}`"), "choose one with --shape"));
+                return Err(Failure::bad(
+                    format!("{label} was not captured in shape `{shape}`"),
+                    "choose one with --shape",
+                ));
             };
             if view.arch != first.arch {
-                return Err(Failure::architectures((&first.host.label, first.arch.name()), (label, view.arch.name())));
+                return Err(Failure::architectures(
+                    (&first.host.label, first.arch.name()),
+                    (label, view.arch.name()),
+                ));
             }
             views.push(view);
         }
         let name = self.name.clone().unwrap_or_else(|| super::name_of(&self.hosts));
         let meet = baseline(&views, &name);
-        let costs = if self.costs || views.len() <= COSTS_BY_DEFAULT { costs(&views, &meet.contract) } else { Vec::new() };
+        let costs = if self.costs || views.len() <= COSTS_BY_DEFAULT {
+            costs(&views, &meet.contract)
+        } else {
+            Vec::new()
+        };
         let report = BaselineReport {
             schema: "evenkeel.baseline/1",
             digest: document::digest(&meet.contract),

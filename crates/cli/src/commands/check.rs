@@ -24,7 +24,12 @@ impl Check {
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         let contract = super::contract(&self.contract)?;
         if let Some(broken) = contract.broken().first() {
-            let message = format!("{} contradicts itself: {} needs {}", self.contract.display(), broken.facet, broken.needs);
+            let message = format!(
+                "{} contradicts itself: {} needs {}",
+                self.contract.display(),
+                broken.facet,
+                broken.needs
+            );
             return Err(Failure::bad(message, broken.why.clone()));
         }
         let mut hosts = Vec::with_capacity(self.hosts.len());

@@ -19,7 +19,8 @@ impl Hosts {
         match global.format {
             Format::Json => output::json(&hosts)?,
             Format::Text => {
-                let lines: String = hosts.iter().map(|h| format!("{:<22} {}\n", h.name, h.stands_for)).collect();
+                let lines: String =
+                    hosts.iter().map(|h| format!("{:<22} {}\n", h.name, h.stands_for)).collect();
                 output::print(&lines)?;
             }
         }

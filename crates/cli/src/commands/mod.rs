@@ -41,7 +41,10 @@ pub fn pair(old: &str, new: &str) -> Result<(Host, Host), Failure> {
 pub fn contract(path: &Path) -> Result<Contract, Failure> {
     let meta = std::fs::metadata(path).map_err(|e| Failure::file(path, &e))?;
     if !meta.is_file() || meta.len() > document::MAX_BYTES as u64 {
-        return Err(Failure::bad(format!("{} is no contract: not a regular file, or too long", path.display()), ""));
+        return Err(Failure::bad(
+            format!("{} is no contract: not a regular file, or too long", path.display()),
+            "",
+        ));
     }
     let bytes = std::fs::read(path).map_err(|e| Failure::file(path, &e))?;
     document::read(&bytes)
@@ -61,7 +64,10 @@ pub fn same_architecture(path: &Path, contract: &Contract, host: &Host) -> Resul
 pub fn in_shape<'a>(host: &'a Host, shape: &str) -> Result<&'a View, Failure> {
     host.views.iter().find(|v| v.shape == shape).ok_or_else(|| {
         let shapes: Vec<&str> = host.views.iter().map(|v| v.shape.as_str()).collect();
-        Failure::bad(format!("{} was not captured in shape `{shape}`", host.name), format!("one of {}", shapes.join(", ")))
+        Failure::bad(
+            format!("{} was not captured in shape `{shape}`", host.name),
+            format!("one of {}", shapes.join(", ")),
+        )
     })
 }
 

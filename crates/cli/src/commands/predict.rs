@@ -34,7 +34,10 @@ impl Predict {
     /// Predicts; exits with 3 when something stays undetermined, which is usual.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         let Some((base, _)) = self.host.rsplit_once('@') else {
-            return Err(Failure::bad(format!("`{}` names no kernel", self.host), "for example here@debian-7.3"));
+            return Err(Failure::bad(
+                format!("`{}` names no kernel", self.host),
+                "for example here@debian-7.3",
+            ));
         };
         let predicted = evenkeel_hosts::load(&self.host)?;
         let base = evenkeel_hosts::load(base)?;
@@ -44,7 +47,8 @@ impl Predict {
             .filter(|w| w.unknown != 0)
             .map(|w| (w.at.to_string(), format!("{:#x}", w.unknown & w.at.mask())))
             .collect();
-        let determined = predicted.views[0].words.iter().map(|w| u64::from((!w.unknown & w.at.mask()).count_ones())).sum();
+        let determined =
+            predicted.views[0].words.iter().map(|w| u64::from((!w.unknown & w.at.mask()).count_ones())).sum();
         let report = PredictReport {
             schema: "evenkeel.predict/1",
             host: super::info(&predicted)?,
@@ -63,7 +67,8 @@ impl Predict {
                     differences: report.differences.clone(),
                 };
                 output::print(&evenkeel_report::diff(&shown, global.all))?;
-                let bits: u32 = predicted.views[0].words.iter().map(|w| (w.unknown & w.at.mask()).count_ones()).sum();
+                let bits: u32 =
+                    predicted.views[0].words.iter().map(|w| (w.unknown & w.at.mask()).count_ones()).sum();
                 output::print(&format!(
                     "{} bits are predicted, {bits} in {} words are not determined.\n",
                     report.determined_bits,

@@ -70,7 +70,8 @@ impl Survive {
                 vec![unpinned(&o.views, &n.views), fold_guests(pinned)]
             }
         };
-        let outcome = guests.iter().map(evenkeel_contract::Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
+        let outcome =
+            guests.iter().map(evenkeel_contract::Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
         let report = SurviveReport {
             schema: "evenkeel.survive/1",
             old: super::info(&o)?,

@@ -16,8 +16,19 @@ pub fn all(surface: &Surface) -> Vec<(String, Surface)> {
         )* };
     }
     hide!(
-        capabilities, cpuid, cpuid_emulated, cpuid_hyperv, cpuid_stored, feature_msrs, msrs, msrs_refused, registers,
-        attributes, sections, measured, unread
+        capabilities,
+        cpuid,
+        cpuid_emulated,
+        cpuid_hyperv,
+        cpuid_stored,
+        feature_msrs,
+        msrs,
+        msrs_refused,
+        registers,
+        attributes,
+        sections,
+        measured,
+        unread
     );
     out
 }

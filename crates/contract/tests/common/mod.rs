@@ -8,15 +8,10 @@ use evenkeel_contract::{Contract, Coord, Promise, Table, View};
 use evenkeel_surface::*;
 use serde_json::Value;
 
-/// The folder with other people's data, beside the checkout; none when it is not there.
-pub fn shared() -> Option<PathBuf> {
-    let root = std::env::var_os("EVENKEEL_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
-    if root.join("data/firecracker").is_dir() {
-        return Some(root);
-    }
-    eprintln!("skipped: there is no folder with Firecracker's data (EVENKEEL_SHARED, or ../shared beside the checkout)");
-    None
+/// The folder with other people's data.
+fn shared() -> PathBuf {
+    std::env::var_os("EVENKEEL_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from)
 }
 
 fn number(text: &str) -> u64 {
@@ -44,7 +39,7 @@ fn shapes(names: &[&str]) -> Vec<Shape> {
 /// The guest CPU configuration that Firecracker saw on a host (`cpu-template-helper fingerprint dump`). It tells what
 /// was shown and which MSRs or registers were listed; it tells nothing of capabilities.
 pub fn fingerprint(cpu: &str, kernel: &str) -> Surface {
-    let path = shared().unwrap().join(format!("data/firecracker/fingerprints/fingerprint_{cpu}_{kernel}host.json"));
+    let path = shared().join(format!("data/firecracker/fingerprints/fingerprint_{cpu}_{kernel}host.json"));
     let doc: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let config = &doc["guest_cpu_config"];
     let mut offer = Offer { capabilities_asked: 0, ..Offer::default() };
@@ -62,7 +57,14 @@ pub fn fingerprint(cpu: &str, kernel: &str) -> Surface {
             // KVM_REG_SIZE_MASK: 64 bits is 3; wider ones are not recorded.
             let wide = id >> 52 & 0xf > 3;
             let reset = (!wide).then(|| Hex64(number(bits)));
-            let register = Register { id: Hex64(id), shapes: vec![], reset, running: false, mask: None, write: Write::Unasked };
+            let register = Register {
+                id: Hex64(id),
+                shapes: vec![],
+                reset,
+                running: false,
+                mask: None,
+                write: Write::Unasked,
+            };
             registers.insert(id, register);
         }
         offer.registers = registers.into_values().collect();
@@ -90,7 +92,10 @@ pub fn fingerprint(cpu: &str, kernel: &str) -> Surface {
         for m in config["msr_modifiers"].as_array().unwrap() {
             let msr = number(text(m, "addr")) as u32;
             let reset = Some(Hex64(number(text(m, "bitmap"))));
-            msrs.insert(msr, MsrItem { msr: Hex32(msr), listed: true, reset, running: false, write: Write::Unasked });
+            msrs.insert(
+                msr,
+                MsrItem { msr: Hex32(msr), listed: true, reset, running: false, write: Write::Unasked },
+            );
         }
         offer.msrs = msrs.into_values().collect();
     }
@@ -100,14 +105,20 @@ pub fn fingerprint(cpu: &str, kernel: &str) -> Surface {
 /// Adds what a guest could read by RDMSR to a fingerprint: an observation.
 pub fn observe_msrs(surface: &mut Surface, template: &str, cpu: &str, kernel: &str) {
     let name = format!("data/firecracker/guest-msr/msr_list_{template}_{cpu}_{kernel}host_6.1guest.csv");
-    let text = std::fs::read_to_string(shared().unwrap().join(name)).unwrap();
+    let text = std::fs::read_to_string(shared().join(name)).unwrap();
     let mut readable = Vec::new();
     for line in text.lines().skip(1).filter(|l| !l.is_empty()) {
         readable.push(number(line.split(',').next().unwrap()) as u32);
     }
     readable.sort_unstable();
     readable.dedup();
-    let seen = |facet: String, value: u64| Measured { facet, shape: None, value: Hex64(value), accepts: vec![], refuses: vec![] };
+    let seen = |facet: String, value: u64| Measured {
+        facet,
+        shape: None,
+        value: Hex64(value),
+        accepts: vec![],
+        refuses: vec![],
+    };
     for msr in &readable {
         surface.offer.measured.push(seen(format!("msr.{msr:x}.read"), 1));
     }
@@ -119,12 +130,13 @@ pub fn observe_msrs(surface: &mut Surface, template: &str, cpu: &str, kernel: &s
 
 /// A Firecracker CPU template as a contract: what it gives is given, its `x` is open, and so is what it does not name.
 pub fn template(name: &str) -> Contract {
-    let path = shared().unwrap().join(format!("data/firecracker/templates/{name}.json"));
+    let path = shared().join(format!("data/firecracker/templates/{name}.json"));
     let doc: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut words = Vec::new();
     for leaf in doc["cpuid_modifiers"].as_array().unwrap() {
         for m in leaf["modifiers"].as_array().unwrap() {
-            let register = ["eax", "ebx", "ecx", "edx"].iter().position(|n| *n == text(m, "register")).unwrap() as u8;
+            let register =
+                ["eax", "ebx", "ecx", "edx"].iter().position(|n| *n == text(m, "register")).unwrap() as u8;
             let (leaf, subleaf) = (number(text(leaf, "leaf")) as u32, number(text(leaf, "subleaf")) as u32);
             let at = Coord::Cpuid { table: Table::Supported, leaf, subleaf, register };
             let bits = text(m, "bitmap");
