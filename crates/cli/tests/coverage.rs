@@ -1,0 +1,108 @@
+//! How much of what differs between the bundled captures the ledger explains, and how well predictions hit. Prints its
+//! counts; `cargo test -p evenkeel --test coverage -- --nocapture` shows them.
+
+use std::collections::BTreeMap;
+
+use evenkeel_contract::diff::{Class, diff};
+use evenkeel_hosts::{BUNDLED, Host, load};
+
+fn hosts(arm64: bool) -> Vec<Host> {
+    BUNDLED.iter().filter(|b| b.name.ends_with("-arm64") == arm64).map(|b| load(b.name).unwrap()).collect()
+}
+
+/// All ordered pairs of one architecture: every difference has a cause in the ledger, but for fewer than one in fifty.
+fn explained(arm64: bool) {
+    let hosts = hosts(arm64);
+    assert!(hosts.len() >= 8, "{} captures", hosts.len());
+    let (mut all, mut left) = (0usize, 0usize);
+    let mut unexplained: BTreeMap<(String, String, String), Vec<String>> = BTreeMap::new();
+    for o in &hosts {
+        for n in hosts.iter().filter(|n| n.name != o.name) {
+            for d in diff((&o.surface, &o.views), (&n.surface, &n.views)) {
+                // What only a witness can tell has no values to explain; it is counted by the verdicts.
+                if d.class == Class::Undetermined {
+                    continue;
+                }
+                all += 1;
+                if d.cause.is_none() {
+                    left += 1;
+                    unexplained.entry((d.subject, d.before, d.after)).or_default().push(format!("{}→{}", o.name, n.name));
+                }
+            }
+        }
+    }
+    for ((subject, before, after), pairs) in &unexplained {
+        println!("unexplained: {subject}: {before} → {after}, in {} pairs, {} among them", pairs.len(), pairs[0]);
+    }
+    println!("{left} of {all} differences over {} ordered pairs are unexplained", hosts.len() * (hosts.len() - 1));
+    assert!(all > 100 && left * 50 < all, "{left} of {all}");
+}
+
+#[test]
+fn differences_between_x86_captures_are_explained() {
+    explained(false);
+}
+
+#[test]
+fn differences_between_arm64_captures_are_explained() {
+    explained(true);
+}
+
+#[test]
+fn hiding_anything_in_a_bundled_capture_changes_the_diff() {
+    let mut hidden = 0;
+    for name in ["debian-6.1", "debian-7.3", "debian-7.3-arm64"] {
+        let host = load(name).unwrap();
+        for (what, other) in hide::all(&host.surface) {
+            let views = evenkeel_contract::View::all(&other, "hidden");
+            assert!(!diff((&host.surface, &host.views), (&other, &views)).is_empty(), "{name}: {what}");
+            hidden += 1;
+        }
+    }
+    println!("{hidden} facets and items were hidden, one at a time");
+    assert!(hidden > 1000);
+}
+
+#[path = "../../contract/tests/common/hide.rs"]
+mod hide;
+
+#[test]
+fn every_bundled_host_survives_itself() {
+    for bundled in BUNDLED {
+        let host = load(bundled.name).unwrap();
+        let verdicts = evenkeel_contract::verdict::unpinned(&host.views, &host.views);
+        assert!(verdicts.outcome().holds(), "{}", bundled.name);
+        assert_eq!(diff((&host.surface, &host.views), (&host.surface, &host.views)), [], "{}", bundled.name);
+    }
+}
+
+/// Every kernel predicted on the lab's CPU from every other kernel's capture, against what that kernel really showed.
+#[test]
+fn predictions_hit() {
+    let hosts = hosts(false);
+    let (mut words, mut hit, mut undetermined) = (0usize, 0usize, 0usize);
+    let mut missed: BTreeMap<String, usize> = BTreeMap::new();
+    for real in &hosts {
+        for base in hosts.iter().filter(|b| b.name != real.name) {
+            let predicted = load(&format!("{}@{}", base.name, real.name)).unwrap();
+            let (p, r) = (&predicted.views[0], &real.views[0]);
+            for w in p.words.iter() {
+                let truth = r.word_or_absent(w.at);
+                let care = w.at.mask() & !w.rules().runtime;
+                words += 1;
+                undetermined += usize::from(w.unknown & care != 0);
+                if (w.value ^ truth.value) & care & !w.unknown == 0 {
+                    hit += 1;
+                } else {
+                    *missed.entry(format!("{} under {}", w.at, real.name)).or_default() += 1;
+                }
+            }
+        }
+    }
+    for (what, times) in &missed {
+        println!("missed: {what} ({times} times)");
+    }
+    println!("{hit} of {words} predicted words are right, {undetermined} have undetermined bits");
+    assert!(words > 1000 && hit * 100 >= words * 98, "{hit} of {words}");
+    assert!(undetermined * 20 < words, "a prediction that says nothing cannot miss: {undetermined} of {words}");
+}
