@@ -69,6 +69,8 @@ fn registers(data: &Data, problems: &mut Vec<String>) -> Facets {
             }
         }
         facets.insert(r.name.clone(), Vec::new());
+        // The bits of it that userspace may choose change between kernels, too.
+        facets.insert(format!("{}.writable", r.name), Vec::new());
     }
     for r in &data.register {
         for f in &r.fields.0 {

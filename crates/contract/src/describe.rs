@@ -63,6 +63,11 @@ pub fn parts(at: Coord, layout_index: u16, bits: u64) -> Vec<Part> {
     parts
 }
 
+/// The whole word as a part.
+pub fn whole(at: Coord) -> Part {
+    Part { name: at.to_string(), title: "", mask: at.mask(), lo: 0 }
+}
+
 /// The raw coordinate of a part, for people and for JSON.
 pub fn coordinate(at: Coord, part: &Part) -> String {
     let bits = match (part.mask.count_ones(), part.mask == at.mask()) {

@@ -151,14 +151,32 @@ fn fold_shapes(found: Vec<Difference>, shapes: usize) -> Vec<Difference> {
 
 fn name_word(o: &View, n: &View, d: &WordDifference, found: &mut Vec<Difference>) {
     let (bad, unsure) = d.new.refuses(d.old.value);
-    for part in parts(d.old.at, d.old.layout, d.bits) {
+    let values = (d.old.value ^ d.new.value) | (d.old.unknown ^ d.new.unknown);
+    let values = values & d.bits;
+    if values != d.bits {
+        // What userspace may choose changed, and nothing else: that is one thing about the whole word.
+        let subject = d.old.at.to_string();
+        let show = |w: &Word| format!("writable {:#x}", w.writable & w.at.mask());
+        let (before, after) = (show(&d.old), show(&d.new));
+        let fewer = d.old.writable & !d.new.writable & d.bits != 0;
+        found.push(Difference {
+            class: if fewer { Class::Selectable } else { Class::NewlySelectable },
+            at: coordinate(d.old.at, &crate::describe::whole(d.old.at)),
+            axis: axis(o, n, d.old.at, d.old.layout, d.bits),
+            title: "the bits that userspace may choose".to_owned(),
+            cause: cause::of_facet(o.arch, &format!("{subject}.writable"), &before, &after).map(|c| c.id),
+            subject,
+            before,
+            after,
+            shape: if o.arch == Arch::Aarch64 { o.shape.clone() } else { String::new() },
+        });
+    }
+    for part in parts(d.old.at, d.old.layout, values) {
         let (before, after) = (part.show(d.old.value), part.show(d.new.value));
         let cause = cause::of_facet(o.arch, &part.name, &before, &after).map(|c| c.id);
         let more = (d.new.value & part.mask) > (d.old.value & part.mask);
         let class = if (unsure | d.old.unknown) & part.mask != 0 {
             Class::Undetermined
-        } else if before == after {
-            Class::NewlySelectable
         } else if bad & part.mask != 0 {
             if more { Class::NotSelectable } else { Class::NoLongerOffered }
         } else if more {
@@ -321,6 +339,29 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         };
         add(format!("cap.{cap}"), known.map_or("", |k| k.name), asked(a, x), asked(b, y));
     }
+    // A leaf of zeroes and a leaf that is not listed look the same to a guest, but not to a VMM.
+    for (table, x, y) in [
+        ("cpuid", &a.cpuid, &b.cpuid),
+        ("cpuid-emulated", &a.cpuid_emulated, &b.cpuid_emulated),
+        ("hv", &a.cpuid_hyperv, &b.cpuid_hyperv),
+        ("cpuid-stored", &a.cpuid_stored, &b.cpuid_stored),
+    ] {
+        for (x, y) in pair(x, y, |e| (e.leaf, e.subleaf)) {
+            let empty = |e: &evenkeel_surface::CpuidEntry| [e.eax, e.ebx, e.ecx, e.edx].iter().all(|r| r.0 == 0);
+            let Some(e) = x.or(y).filter(|e| x.is_none() != y.is_none() && (empty(e) || table == "cpuid-stored")) else {
+                continue;
+            };
+            let show = |e: Option<&evenkeel_surface::CpuidEntry>| if e.is_some() { "listed" } else { "not listed" };
+            let subject = format!("{table}.{:x}.{:x}", e.leaf.0, e.subleaf.0);
+            add(subject, "an entry of a CPUID table", show(x).to_owned(), show(y).to_owned());
+        }
+    }
+    for (x, y) in pair(&a.feature_msrs, &b.feature_msrs, |m| m.msr) {
+        if let Some(m) = x.or(y).filter(|m| x.is_none() != y.is_none() && m.value.0 == 0) {
+            let show = |m: Option<&evenkeel_surface::FeatureMsr>| if m.is_some() { "listed" } else { "not listed" };
+            add(format!("msr.{:x}", m.msr.0), "a feature MSR", show(x).to_owned(), show(y).to_owned());
+        }
+    }
     for (x, y) in pair(&a.attributes, &b.attributes, |t| (t.fd.clone(), t.group, t.attr, t.shapes.clone())) {
         let Some(t) = x.or(y).filter(|_| x != y) else { continue };
         let show = |t: Option<&evenkeel_surface::Attribute>| {
@@ -329,7 +370,11 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         add(format!("attribute.{}.{}.{}", t.fd, t.group, t.attr), "a device attribute", show(x), show(y));
     }
     for (x, y) in pair(&a.measured, &b.measured, |m| (m.facet.clone(), m.shape)) {
-        let Some(m) = x.or(y).filter(|_| x != y) else { continue };
+        // Measurements that are choices were compared as such.
+        let choice = |m: &evenkeel_surface::Measured| {
+            evenkeel_catalog::CHOICES.iter().any(|c| c.from.measured == m.facet || c.from.observe == m.facet)
+        };
+        let Some(m) = x.or(y).filter(|m| x != y && !choice(m)) else { continue };
         let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
         let title = evenkeel_catalog::measurement(&m.facet).map_or("measured on a scratch VM", |k| k.title);
         add(m.facet.clone(), title, show(x), show(y));

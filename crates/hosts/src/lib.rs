@@ -196,6 +196,7 @@ fn cpu_words(surface: &Surface) -> String {
         backend => format!(", {backend}"),
     };
     let name = match (cpu.name.as_str(), cpu.vendor.as_str()) {
+        ("", "") if cpu.id.0 != 0 => format!("a CPU that identifies itself as {}", cpu.id),
         ("", "") => "an unknown CPU".to_owned(),
         ("", vendor) => format!("a CPU by {vendor}"),
         (name, _) => name.split_whitespace().collect::<Vec<_>>().join(" "),
