@@ -372,7 +372,8 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
     for (x, y) in pair(&a.measured, &b.measured, |m| (m.facet.clone(), m.shape)) {
         // Measurements that are choices were compared as such.
         let choice = |m: &evenkeel_surface::Measured| {
-            evenkeel_catalog::CHOICES.iter().any(|c| c.from.measured == m.facet || c.from.observe == m.facet)
+            let offers = o.1.iter().chain(n.1).flat_map(|v| &v.choices).map(|c| c.facet());
+            offers.into_iter().any(|c| c.from.measured == m.facet || c.from.observe == m.facet)
         };
         let Some(m) = x.or(y).filter(|m| x != y && !choice(m)) else { continue };
         let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
@@ -393,11 +394,15 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
     }
     for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
         let Some(r) = x.or(y).filter(|_| x != y) else { continue };
-        let described = crate::coord::Coord::Reg(r.id.0).layout().is_some();
-        // Registers that are words or items were compared above; those that are choices only here.
-        if !described && evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
-            let show =
-                |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
+        let at = crate::coord::Coord::Reg(r.id.0);
+        let empty = r.reset.is_some_and(|v| v.0 == 0) && r.mask.is_none_or(|m| m.0 == 0);
+        if at.layout().is_some() && x.is_none() != y.is_none() && empty {
+            // A register of zeroes that nobody may write, and one that is not listed, look the same to a guest.
+            let show = |r: Option<&evenkeel_surface::Register>| if r.is_some() { "listed" } else { "not listed" };
+            add(at.to_string(), "an ID register", show(x).to_owned(), show(y).to_owned());
+        } else if evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
+            // Other registers were compared as words or as items of state; those that are choices only here.
+            let show = |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
             add(format!("reg.{:x}", r.id.0), "a register that is a choice", show(x), show(y));
         }
     }
