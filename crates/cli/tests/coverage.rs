@@ -26,15 +26,25 @@ fn explained(arm64: bool) {
                 all += 1;
                 if d.cause.is_none() {
                     left += 1;
-                    unexplained.entry((d.subject, d.before, d.after)).or_default().push(format!("{}→{}", o.name, n.name));
+                    unexplained
+                        .entry((d.subject, d.before, d.after))
+                        .or_default()
+                        .push(format!("{}→{}", o.name, n.name));
                 }
             }
         }
     }
     for ((subject, before, after), pairs) in &unexplained {
-        println!("unexplained: {subject}: {before} → {after}, in {} pairs, {} among them", pairs.len(), pairs[0]);
+        println!(
+            "unexplained: {subject}: {before} → {after}, in {} pairs, {} among them",
+            pairs.len(),
+            pairs[0]
+        );
     }
-    println!("{left} of {all} differences over {} ordered pairs are unexplained", hosts.len() * (hosts.len() - 1));
+    println!(
+        "{left} of {all} differences over {} ordered pairs are unexplained",
+        hosts.len() * (hosts.len() - 1)
+    );
     assert!(all > 100 && left * 50 < all, "{left} of {all}");
 }
 
@@ -104,5 +114,8 @@ fn predictions_hit() {
     }
     println!("{hit} of {words} predicted words are right, {undetermined} have undetermined bits");
     assert!(words > 1000 && hit * 100 >= words * 98, "{hit} of {words}");
-    assert!(undetermined * 20 < words, "a prediction that says nothing cannot miss: {undetermined} of {words}");
+    assert!(
+        undetermined * 20 < words,
+        "a prediction that says nothing cannot miss: {undetermined} of {words}"
+    );
 }

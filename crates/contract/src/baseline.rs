@@ -93,8 +93,8 @@ impl Meet {
         let none = !(self.can0 | self.can1) & !rules.free & !rules.runtime & !numbers & self.at.mask();
         // Where nothing is known for sure, the value that every host can give.
         let certain = !self.unknown;
-        let flags = rules.flag & self.can1 & certain;
-        let accumulated = rules.accumulate & !(self.can0 & certain);
+        let flags = rules.flag & self.can1 & (certain | !self.can0);
+        let accumulated = rules.accumulate & self.can1 & !(self.can0 & certain);
         let exact = rules.exact & self.can1 & !self.can0;
         let mut value = flags | accumulated | exact | self.free;
         let mut conflict = none;

@@ -8,7 +8,7 @@ use crate::contract::Shown;
 use crate::describe::kernel_or_boot;
 use crate::finding::{Axis, Finding, Outcome, Remedy};
 use crate::keeps::Question;
-use crate::view::{Item, ItemKey, View};
+use crate::view::{Evidence, Item, ItemKey, View};
 
 /// Judges every item that `q.from` emits for a guest that was shown `shown`, on arrival at `q.on`.
 pub fn carries(q: &Question<'_>, shown: &Shown) -> Vec<Finding> {
@@ -27,7 +27,9 @@ fn emits(item: &Item) -> bool {
 fn taken(on: &View, key: ItemKey) -> Option<Write> {
     match on.item(key) {
         // A running item (a clock) was not written back in the capture; being listed is what there is to know.
-        Some(item) if item.write == Write::Unasked && item.listed => Some(Write::Kept),
+        Some(item) if item.write == Write::Unasked && item.listed && on.evidence > Evidence::Predicted => {
+            Some(Write::Kept)
+        }
         Some(item) if item.write == Write::Unasked => None,
         Some(item) => Some(item.write),
         // KVM on arm64 lists all registers that it takes (KVM_GET_REG_LIST): ENOENT for any other.

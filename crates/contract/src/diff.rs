@@ -347,18 +347,23 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         ("cpuid-stored", &a.cpuid_stored, &b.cpuid_stored),
     ] {
         for (x, y) in pair(x, y, |e| (e.leaf, e.subleaf)) {
-            let empty = |e: &evenkeel_surface::CpuidEntry| [e.eax, e.ebx, e.ecx, e.edx].iter().all(|r| r.0 == 0);
-            let Some(e) = x.or(y).filter(|e| x.is_none() != y.is_none() && (empty(e) || table == "cpuid-stored")) else {
+            let empty =
+                |e: &evenkeel_surface::CpuidEntry| [e.eax, e.ebx, e.ecx, e.edx].iter().all(|r| r.0 == 0);
+            let Some(e) =
+                x.or(y).filter(|e| x.is_none() != y.is_none() && (empty(e) || table == "cpuid-stored"))
+            else {
                 continue;
             };
-            let show = |e: Option<&evenkeel_surface::CpuidEntry>| if e.is_some() { "listed" } else { "not listed" };
+            let show =
+                |e: Option<&evenkeel_surface::CpuidEntry>| if e.is_some() { "listed" } else { "not listed" };
             let subject = format!("{table}.{:x}.{:x}", e.leaf.0, e.subleaf.0);
             add(subject, "an entry of a CPUID table", show(x).to_owned(), show(y).to_owned());
         }
     }
     for (x, y) in pair(&a.feature_msrs, &b.feature_msrs, |m| m.msr) {
         if let Some(m) = x.or(y).filter(|m| x.is_none() != y.is_none() && m.value.0 == 0) {
-            let show = |m: Option<&evenkeel_surface::FeatureMsr>| if m.is_some() { "listed" } else { "not listed" };
+            let show =
+                |m: Option<&evenkeel_surface::FeatureMsr>| if m.is_some() { "listed" } else { "not listed" };
             add(format!("msr.{:x}", m.msr.0), "a feature MSR", show(x).to_owned(), show(y).to_owned());
         }
     }
@@ -398,11 +403,13 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         let empty = r.reset.is_some_and(|v| v.0 == 0) && r.mask.is_none_or(|m| m.0 == 0);
         if at.layout().is_some() && x.is_none() != y.is_none() && empty {
             // A register of zeroes that nobody may write, and one that is not listed, look the same to a guest.
-            let show = |r: Option<&evenkeel_surface::Register>| if r.is_some() { "listed" } else { "not listed" };
+            let show =
+                |r: Option<&evenkeel_surface::Register>| if r.is_some() { "listed" } else { "not listed" };
             add(at.to_string(), "an ID register", show(x).to_owned(), show(y).to_owned());
         } else if evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
             // Other registers were compared as words or as items of state; those that are choices only here.
-            let show = |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
+            let show =
+                |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
             add(format!("reg.{:x}", r.id.0), "a register that is a choice", show(x), show(y));
         }
     }

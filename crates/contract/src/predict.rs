@@ -93,8 +93,27 @@ pub fn predict(here: &Surface, donor: &Surface) -> Result<Prediction, Unpredicta
     surface.offer.cpuid_stored.clear();
     let mut unknown = Vec::new();
     surface.offer.cpuid = cpuid(here, donor, &mut unknown);
-    let vendor_differs = here.provenance.cpu.vendor != donor.provenance.cpu.vendor;
-    if vendor_differs || here.provenance.cpu.id != donor.provenance.cpu.id {
+    let foreign = here.provenance.cpu.vendor != donor.provenance.cpu.vendor;
+    if foreign {
+        // Another vendor's back-end answered the donor: of saved state, only what both agree on is worth repeating.
+        let (mine, offer) = (&here.offer, &mut surface.offer);
+        offer
+            .msrs
+            .retain(|m| mine.msrs.iter().any(|n| (n.msr, n.listed, n.write) == (m.msr, m.listed, m.write)));
+        offer.msrs_refused.retain(|m| mine.msrs_refused.binary_search(m).is_ok());
+        // A group that only one of the two has stays undetermined.
+        offer.sections.retain(|s| mine.sections.iter().any(|t| t.item == s.item));
+        for s in mine
+            .sections
+            .iter()
+            .filter(|s| !offer.sections.iter().any(|t| t.item == s.item))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            offer.sections.push(evenkeel_surface::Section { write: evenkeel_surface::Write::Unasked, ..s });
+        }
+    }
+    if foreign || here.provenance.cpu.id != donor.provenance.cpu.id {
         // Feature MSRs follow CPU, microcode and mitigations: another CPU's values say nothing.
         for m in &surface.offer.feature_msrs {
             unknown.push((Coord::Msr(m.msr.0), u64::MAX));
@@ -126,6 +145,7 @@ fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Ve
     places.sort_unstable();
     places.dedup_by_key(|p| (p.0, p.1));
     let kernel = series(&donor.provenance.kernel.release);
+    let foreign = here.provenance.cpu.vendor != donor.provenance.cpu.vendor;
     let mut entries = Vec::with_capacity(places.len());
     for (leaf, subleaf, flags) in places {
         let mine = words(entry(&here.offer.cpuid, leaf, subleaf));
@@ -140,6 +160,7 @@ fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Ve
                 theirs: theirs[register],
                 raw: raw[register],
                 donor_raw: donor_raw[register],
+                foreign,
             };
             let (value, unsure) = word(at, &known, kernel);
             out[register] = value & !unsure;
@@ -163,6 +184,8 @@ struct Known {
     raw: Option<u64>,
     /// What the donor's CPU answers itself.
     donor_raw: Option<u64>,
+    /// The donor's CPU is another vendor's.
+    foreign: bool,
 }
 
 /// The predicted word, and the bits that are not determined.
@@ -202,7 +225,8 @@ fn field(f: &Field, mask: u64, known: &Known, kernel: Option<(u32, u32)>) -> Opt
         _ => None,
     };
     match f.kind {
-        Kind::Emulated | Kind::Paravirtual => Some(theirs),
+        // What KVM makes up, it makes up by vendor, too (nested SVM on AMD).
+        Kind::Emulated | Kind::Paravirtual => (!known.foreign || mine == Some(theirs)).then_some(theirs),
         Kind::Runtime => Some(0),
         Kind::HardwareAndKernel | Kind::Passthrough => match (raw, advertised) {
             (Some(0), _) => Some(0),
@@ -213,6 +237,7 @@ fn field(f: &Field, mask: u64, known: &Known, kernel: Option<(u32, u32)>) -> Opt
             _ => None,
         },
         Kind::Synthesized | Kind::Vendor => match (raw, donor_raw) {
+            _ if known.foreign => (mine == Some(theirs)).then_some(theirs),
             (_, _) if advertised == Some(false) => Some(0),
             (Some(r), Some(d)) if r == d => Some(theirs),
             _ => None,
