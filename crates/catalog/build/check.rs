@@ -11,6 +11,7 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     let items = items(data, &facets, problems);
     rest(data, &facets, &items, problems);
     changes(data, &facets, &items, problems);
+    crate::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
 }
 
 fn unique<'a>(

@@ -2,6 +2,7 @@
 //! name: a catalog that contradicts itself is never compiled in.
 
 mod check;
+mod interface;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,7 @@ macro_rules! names {
 mod model {
     use super::*;
     include!("../src/model.rs");
+    include!("../src/interface.rs");
 }
 pub use model::*;
 
@@ -75,6 +77,11 @@ pub struct Data {
     measurement: Vec<Measurement>,
     constraint: Vec<Constraint>,
     code: Vec<Code>,
+    ioctl: Vec<Ioctl>,
+    device_attribute: Vec<DeviceAttribute>,
+    flag: Vec<Flag>,
+    parameter: Vec<Parameter>,
+    not_guest_visible: Vec<NotGuestVisible>,
     #[serde(skip)]
     change: Vec<Change>,
 }
@@ -93,13 +100,13 @@ fn main() {
     println!("cargo::rerun-if-changed=data");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/model.rs");
+    println!("cargo::rerun-if-changed=src/interface.rs");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let mut all = Data::default();
     let mut problems = Vec::new();
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    for path in
-        [root.join("data/x86"), root.join("data/arm64"), root.join("data")].iter().flat_map(|d| toml_files(d))
-    {
+    let folders = ["data/x86", "data/arm64", "data/interface", "data"];
+    for path in folders.iter().flat_map(|folder| toml_files(&root.join(folder))) {
         match toml::from_str::<Data>(&read(&path)) {
             Ok(mut data) => {
                 all.register.append(&mut data.register);
@@ -112,6 +119,11 @@ fn main() {
                 all.measurement.append(&mut data.measurement);
                 all.constraint.append(&mut data.constraint);
                 all.code.append(&mut data.code);
+                all.ioctl.append(&mut data.ioctl);
+                all.device_attribute.append(&mut data.device_attribute);
+                all.flag.append(&mut data.flag);
+                all.parameter.append(&mut data.parameter);
+                all.not_guest_visible.append(&mut data.not_guest_visible);
             }
             Err(e) => problems.push(format!("{}: {e}", path.display())),
         }
@@ -148,6 +160,9 @@ fn main() {
     all.measurement.sort_by(|a, b| a.name.cmp(&b.name));
     all.code.sort_by(|a, b| a.code.cmp(&b.code));
     all.change.sort_by(|a, b| a.id.cmp(&b.id));
+    all.ioctl.sort_by(|a, b| a.name.cmp(&b.name));
+    all.flag.sort_by(|a, b| a.name.cmp(&b.name));
+    all.parameter.sort_by(|a, b| a.name.cmp(&b.name));
     check::check(&all, &mut problems);
     if !problems.is_empty() {
         for problem in &problems {
@@ -197,6 +212,23 @@ fn main() {
     );
     emit(&mut out, "CONSTRAINTS", "Constraint", "What cannot be chosen apart.", &all.constraint);
     emit(&mut out, "CODES", "Code", "The codes of findings, ascending.", &all.code);
+    emit(&mut out, "IOCTLS", "Ioctl", "The ioctls of x86 and arm64, ascending by name.", &all.ioctl);
+    emit(
+        &mut out,
+        "DEVICE_ATTRIBUTES",
+        "DeviceAttribute",
+        "The device attributes of x86 and arm64.",
+        &all.device_attribute,
+    );
+    emit(&mut out, "FLAGS", "Flag", "What ioctls and capabilities take, ascending by name.", &all.flag);
+    emit(&mut out, "PARAMETERS", "Parameter", "The parameters of KVM, ascending by name.", &all.parameter);
+    emit(
+        &mut out,
+        "NOT_GUEST_VISIBLE",
+        "NotGuestVisible",
+        "What the headers name and no x86 or arm64 guest can notice.",
+        &all.not_guest_visible,
+    );
     emit(&mut out, "CHANGES", "Change", "The ledger, ascending by id.", &all.change);
     let path = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("data.rs");
     fs::write(&path, out).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -26,6 +26,7 @@ macro_rules! names {
 }
 
 include!("model.rs");
+include!("interface.rs");
 
 mod data {
     #![allow(missing_docs, clippy::unreadable_literal)]
