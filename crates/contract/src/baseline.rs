@@ -96,7 +96,9 @@ impl Meet {
         let flags = rules.flag & self.can1 & (certain | !self.can0);
         let accumulated = rules.accumulate & self.can1 & !(self.can0 & certain);
         let exact = rules.exact & self.can1 & !self.can0;
-        let mut value = flags | accumulated | exact | self.free;
+        // Free bits are free, but for a host that was seen to store its own.
+        let free = (self.free | rules.free & !self.can0) & self.can1;
+        let mut value = flags | accumulated | exact | free;
         let mut conflict = none;
         for (interval, n) in self.numbers.iter().zip(&rules.numbers) {
             match interval.best(n) {
