@@ -316,3 +316,28 @@ fn a_prediction_blames_no_cpu_on_the_kernel() {
     assert!(findings.iter().all(|f| f["axis"] != "cpu"), "the CPU is the same");
     assert!(findings.iter().any(|f| f["subject"] == "msr.1db" && f["evidence"] == "predicted"));
 }
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_captures_from_different_cpus_have_one_offer_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture = |cpu: &str| {
+        let path = dir.path().join(format!("cpu{cpu}.json"));
+        let out = Command::new("taskset")
+            .args(["-c", cpu, env!("CARGO_BIN_EXE_evenkeel"), "capture", "-o"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.len() <= 64 << 10, "{} bytes", text.len());
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (document["digests"].clone(), document["volatile"]["ran_on_cpu"].as_u64())
+    };
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let last = (cpus - 1).to_string();
+    let (first, second) = (capture("0"), capture(&last));
+    assert_eq!(first.0, second.0, "offer and provenance");
+    assert_eq!(first.1, Some(0));
+    assert_eq!(second.1, last.parse().ok());
+}

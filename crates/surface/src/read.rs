@@ -396,6 +396,9 @@ fn contradictions(text: &str, parts: &Parts<'_>, offer: &Offer, limits: &Limits)
             found.push((key, 0, format!("{key}: an {} host has none", parts.arch.name())));
         }
     }
+    if found.is_empty() {
+        return Vec::new();
+    }
     found.truncate(limits.diagnostics);
     let parts_of = members(parts.offer).unwrap_or_default();
     found
