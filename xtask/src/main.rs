@@ -24,6 +24,12 @@ enum Task {
         /// By short name; all without any.
         kernels: Vec<String>,
     },
+    /// Write docs/reference from the ledger; with --check, only say whether it is as the ledger has it.
+    Reference {
+        /// Write nothing, and fail where a page is another one.
+        #[arg(long)]
+        check: bool,
+    },
     /// Boot each kernel of the lab's list, capture it, and write crates/hosts/captures/NAME.json.
     Captures(captures::Captures),
 }
@@ -32,6 +38,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Cross(task) => task.run(),
         Task::Fetch { kernels } => captures::fetch_kernels(&kernels),
+        Task::Reference { check } => reference(check),
         Task::Captures(task) => task.run(),
     };
     match done {
@@ -52,4 +59,33 @@ fn root() -> PathBuf {
 /// The folder of static binaries.
 fn static_binaries() -> PathBuf {
     root().join("target/static")
+}
+
+/// `cargo xtask reference`.
+fn reference(check: bool) -> Result {
+    use evenkeel_report::reference::{html, markdown};
+    let folder = root().join("docs/reference");
+    let mut pages = markdown();
+    pages.insert("index.html".to_owned(), html());
+    if check {
+        let stale: Vec<&String> = pages
+            .iter()
+            .filter(|(name, page)| std::fs::read_to_string(folder.join(name)).ok().as_ref() != Some(page))
+            .map(|(name, _)| name)
+            .collect();
+        return if stale.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("docs/reference is not as the ledger has it ({stale:?}): cargo xtask reference"))
+        };
+    }
+    std::fs::remove_dir_all(&folder)
+        .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        .map_err(|e| e.to_string())?;
+    std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+    for (name, page) in &pages {
+        std::fs::write(folder.join(name), page).map_err(|e| format!("{name}: {e}"))?;
+    }
+    eprintln!("{} pages in {}", pages.len(), folder.display());
+    Ok(())
 }

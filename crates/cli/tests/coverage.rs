@@ -119,3 +119,79 @@ fn predictions_hit() {
         "a prediction that says nothing cannot miss: {undetermined} of {words}"
     );
 }
+
+/// `6.1.192` of `#1 SMP … Debian 6.1.192-1 (…)`, or of the release.
+fn point_release(host: &Host) -> Option<(u32, u32, u32)> {
+    let k = &host.surface.provenance.kernel;
+    let debian = k.version.split_whitespace().skip_while(|w| *w != "Debian").nth(1);
+    numbers(debian.unwrap_or(&k.release))
+}
+
+fn numbers(text: &str) -> Option<(u32, u32, u32)> {
+    let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(|p| p.parse().unwrap_or(0));
+    Some((parts.next()?, parts.next()?, parts.next().unwrap_or(0)))
+}
+
+/// What the ledger holds, and what the captures say of it. The counts are in the README by this command.
+#[test]
+fn the_ledger_against_the_captures() {
+    use evenkeel_catalog::{Arch, CHANGES, Status};
+    let mut causes: BTreeMap<&str, std::collections::BTreeSet<String>> = BTreeMap::new();
+    // Pairs on one side of an entry's bracket that it explains nevertheless: stable branches do that, and mistakes.
+    let mut odd: BTreeMap<&str, String> = BTreeMap::new();
+    for arm64 in [false, true] {
+        let hosts = hosts(arm64);
+        for (o, n) in hosts.iter().flat_map(|o| hosts.iter().map(move |n| (o, n))) {
+            for d in diff((&o.surface, &o.views), (&n.surface, &n.views)) {
+                let Some(cause) = d.cause else { continue };
+                causes.entry(cause).or_default().insert(d.subject.clone());
+                let change = evenkeel_catalog::change(cause).unwrap();
+                let bracket = (numbers(change.kernels.last_without), numbers(change.kernels.first_with));
+                if let ((Some(without), Some(with)), (Some(a), Some(b))) =
+                    (bracket, (point_release(o), point_release(n)))
+                    && change.kernels.stable.is_empty()
+                    && ((a <= without && b <= without) || (a >= with && b >= with))
+                {
+                    odd.entry(cause)
+                        .or_insert_with(|| format!("{} between {} and {}", d.subject, o.name, n.name));
+                }
+            }
+        }
+    }
+    let count = |f: &dyn Fn(&evenkeel_catalog::Change) -> bool| CHANGES.iter().filter(|c| f(c)).count();
+    println!(
+        "{} entries: {} x86, {} arm64",
+        CHANGES.len(),
+        count(&|c| c.arch == Arch::X86_64),
+        count(&|c| c.arch == Arch::Aarch64)
+    );
+    println!(
+        "told by a probe {}, by an observation {}, not at all {}",
+        count(&|c| !c.detect.probe.is_empty()),
+        count(&|c| !c.detect.observe.is_empty()),
+        count(&|c| !c.detect.undetectable.is_empty())
+    );
+    println!(
+        "selector: available {}, in part {}, not needed {}, none {}",
+        count(&|c| c.selector.status == Status::Available),
+        count(&|c| c.selector.status == Status::Partial),
+        count(&|c| c.selector.status == Status::NotNeeded),
+        count(&|c| c.selector.status == Status::None)
+    );
+    println!("verified by a capture {}, by an observation 0", causes.len());
+    for c in CHANGES.iter().filter(|c| c.explains.is_empty() && c.detect.observe.is_empty()) {
+        println!("explains nothing: {} {}", c.id, c.title);
+    }
+    for (id, subjects) in causes.iter().filter(|(_, s)| s.len() > 40) {
+        println!("explains {} facets and items: {id}", subjects.len());
+    }
+    for (id, where_) in &odd {
+        println!("explains a difference on one side of its bracket: {id}: {where_}");
+    }
+    assert!(
+        CHANGES.len() >= 150 && causes.len() >= 50,
+        "{} entries, {} verified",
+        CHANGES.len(),
+        causes.len()
+    );
+}

@@ -8,6 +8,7 @@ mod diagnostics;
 mod diff;
 mod explain;
 pub mod model;
+pub mod reference;
 mod style;
 mod survive;
 
