@@ -341,3 +341,30 @@ fn kvm_captures_from_different_cpus_have_one_offer_digest() {
     assert_eq!(first.1, Some(0));
     assert_eq!(second.1, last.parse().ok());
 }
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_a_capture_that_is_killed_leaves_no_file_or_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("here.json");
+    let mut killed = 0;
+    for wait in 0..24u64 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+            .args(["capture", "-o"])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait * 4));
+        killed += usize::from(child.kill().is_ok() && !child.wait().unwrap().success());
+        // Whatever is there is a whole capture, and nothing else is there.
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(names.iter().all(|n| n == "here.json"), "{names:?}");
+        if path.exists() {
+            let bytes = std::fs::read(&path).unwrap();
+            evenkeel_surface::read::surface(&bytes, &evenkeel_surface::Limits::default()).unwrap();
+        }
+    }
+    assert!(killed > 0, "none was killed midway");
+}
