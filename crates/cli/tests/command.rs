@@ -368,3 +368,23 @@ fn kvm_a_capture_that_is_killed_leaves_no_file_or_the_old_one() {
     }
     assert!(killed > 0, "none was killed midway");
 }
+
+#[test]
+fn everything_in_the_catalog_is_explained() {
+    use evenkeel_catalog as c;
+    let fields =
+        c::REGISTERS.iter().flat_map(|r| r.fields.iter().map(move |f| format!("{}.{}", r.name, f.name)));
+    let names: Vec<String> = fields
+        .chain(c::REGISTERS.iter().map(|r| r.name.to_owned()))
+        .chain(c::CHOICES.iter().map(|x| x.name.to_owned()))
+        .chain(c::CODES.iter().map(|x| x.code.to_owned()))
+        .chain(c::CHANGES.iter().map(|x| x.id.to_owned()))
+        .chain(c::MSRS.iter().map(|x| format!("msr.{:x}", x.msr)))
+        .chain(c::REGS.iter().map(|x| format!("reg.{:x}", x.id)))
+        .chain(c::SECTIONS.iter().map(|x| x.name.to_owned()))
+        .chain(c::MEASUREMENTS.iter().map(|x| x.name.to_owned()))
+        .chain(c::CAPABILITIES.iter().flat_map(|x| [x.name.to_owned(), format!("cap.{}", x.cap)]))
+        .collect();
+    let missing: Vec<&String> = names.iter().filter(|n| evenkeel_report::explain(n).is_none()).collect();
+    assert!(missing.is_empty() && names.len() > 2000, "{} names, not explained: {missing:?}", names.len());
+}

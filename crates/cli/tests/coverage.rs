@@ -89,7 +89,12 @@ fn every_bundled_host_survives_itself() {
 /// Every kernel predicted on the lab's CPU from every other kernel's capture, against what that kernel really showed.
 #[test]
 fn predictions_hit() {
-    let hosts = hosts(false);
+    predictions(false);
+    predictions(true);
+}
+
+fn predictions(arm64: bool) {
+    let hosts = hosts(arm64);
     let (mut words, mut hit, mut undetermined) = (0usize, 0usize, 0usize);
     let mut missed: BTreeMap<String, usize> = BTreeMap::new();
     for real in &hosts {

@@ -315,7 +315,8 @@ impl Accumulator {
             for broken in contract.broken() {
                 let Some((at, mask)) = broken.at else { continue };
                 // A bit that some host cannot show as 0 stays, whatever it needs.
-                let can0 = self.words.binary_search_by_key(&at, |m| m.at).map_or(u64::MAX, |i| self.words[i].can0);
+                let can0 =
+                    self.words.binary_search_by_key(&at, |m| m.at).map_or(u64::MAX, |i| self.words[i].can0);
                 let guarded = crate::contract::guard_of(at).is_some();
                 let mask = if guarded { mask } else { mask & can0 };
                 if let Ok(i) = contract.words.binary_search_by_key(&at, |p| p.at)

@@ -47,8 +47,6 @@ impl Prediction {
 pub enum Unpredictable {
     /// The two captures are of different architectures.
     Architecture,
-    /// Only x86 has tables for it yet.
-    NoTables,
     /// The capture of this host has no answers of the CPUID instruction itself.
     NoRawCpuid,
 }
@@ -57,7 +55,6 @@ impl std::fmt::Display for Unpredictable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Unpredictable::Architecture => "the kernel was captured on another architecture",
-            Unpredictable::NoTables => "there are no tables for predictions on this architecture yet",
             Unpredictable::NoRawCpuid => {
                 "the capture of this host does not hold what the CPUID instruction answers"
             }
@@ -75,8 +72,8 @@ pub fn predict(here: &Surface, donor: &Surface) -> Result<Prediction, Unpredicta
     if here.arch != donor.arch {
         return Err(Unpredictable::Architecture);
     }
-    if here.arch != Arch::X86_64 {
-        return Err(Unpredictable::NoTables);
+    if here.arch == Arch::Aarch64 {
+        return Ok(arm64(here, donor));
     }
     if here.provenance.cpu.raw.is_empty() {
         return Err(Unpredictable::NoRawCpuid);
@@ -120,6 +117,29 @@ pub fn predict(here: &Surface, donor: &Surface) -> Result<Prediction, Unpredicta
         }
     }
     Ok(Prediction { surface, unknown })
+}
+
+/// On arm64 everything that a kernel lists is the donor's. What the CPU has a part in (ID registers) is the donor's only
+/// on the same CPU; on another one, only what both hosts show alike is worth repeating.
+fn arm64(here: &Surface, donor: &Surface) -> Prediction {
+    let mut surface = donor.clone();
+    surface.digests = evenkeel_surface::Digests::default();
+    surface.provenance.cpu = here.provenance.cpu.clone();
+    surface.provenance.kernel.cmdline.clone_from(&here.provenance.kernel.cmdline);
+    surface.provenance.mitigations.clear();
+    surface.volatile = here.volatile.clone();
+    let mut unknown = Vec::new();
+    if here.provenance.cpu.id != donor.provenance.cpu.id {
+        for r in &surface.offer.registers {
+            let at = Coord::Reg(r.id.0);
+            let same =
+                here.offer.registers.iter().any(|h| (h.id, &h.shapes, h.reset) == (r.id, &r.shapes, r.reset));
+            if index_of(at) != crate::layout::UNKNOWN && !same {
+                unknown.push((at, u64::MAX));
+            }
+        }
+    }
+    Prediction { surface, unknown }
 }
 
 /// `6.18` of `6.18.15+deb14-cloud-amd64`.

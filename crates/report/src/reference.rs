@@ -174,7 +174,7 @@ body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:80rem;padd
 form{position:sticky;top:0;background:Canvas;padding:.6rem 0;display:flex;gap:.6rem;flex-wrap:wrap;align-items:center}
 input{flex:1 1 20rem}input,select{font:inherit;padding:.3rem .5rem}
 table{border-collapse:collapse;width:100%}td,th{vertical-align:top;text-align:left;padding:.5rem;border-top:1px solid color-mix(in srgb,CanvasText 20%,Canvas)}
-p{margin:.3rem 0}.more{font-size:.85em;opacity:.8}small{opacity:.7}tr:target{background:color-mix(in srgb,Highlight 20%,Canvas)}
+td:nth-child(4){width:11rem}td:nth-child(5),td:nth-child(6){width:6rem}p{margin:.3rem 0}.more{font-size:.85em;opacity:.8}small{opacity:.7}tr:target{background:color-mix(in srgb,Highlight 20%,Canvas)}
 </style>
 <h1>Guest-visible changes of KVM</h1>
 <form onsubmit=\"return false\"><input id=\"q\" type=\"search\" placeholder=\"Search: a facet, an MSR, a kernel, a word\" autofocus>
