@@ -178,7 +178,7 @@ fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Ve
             let known = Known {
                 mine: mine[register],
                 theirs: theirs[register],
-                raw: raw[register],
+                raw: raw[register].map(|r| r | cleared(leaf, register) & mine[register].unwrap_or(0)),
                 donor_raw: donor_raw[register],
                 foreign,
             };
@@ -192,6 +192,17 @@ fn cpuid(here: &Surface, donor: &Surface, unknown: &mut Vec<(Coord, u64)>) -> Ve
         entries.push(CpuidEntry { leaf: Hex32(leaf), subleaf: Hex32(subleaf), flags, eax, ebx, ecx, edx });
     }
     entries
+}
+
+/// Bits that a capture clears in the CPU's own answers, because they follow the mode that the CPU runs in: the local
+/// APIC (1.EDX[9]), OSXSAVE (1.ECX[27]), OSPKE (7.ECX[4]). For those, what KVM supports here says what the CPU has.
+fn cleared(leaf: u32, register: usize) -> u64 {
+    match (leaf, register) {
+        (1, 3) => 1 << 9,
+        (1, 2) => 1 << 27,
+        (7, 2) => 1 << 4,
+        _ => 0,
+    }
 }
 
 /// What is known about one word.
