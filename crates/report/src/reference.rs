@@ -127,10 +127,10 @@ pub fn html() -> String {
     let mut out = String::from(HEAD);
     for c in CHANGES {
         let e = |t: &str| escape(t);
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<tr data-arch=\"{}\" data-status=\"{}\" data-sort=\"{}\" data-blast=\"{}\"><td><a id=\"{id}\" href=\"#{id}\">{id}</a></td>\
-             <td>{}<br><small>{}</small></td><td><b>{}</b><p>{}</p><p class=\"more\">{}</p></td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+             <td>{}<br><small>{}</small></td><td><b>{}</b><p>{}</p><p class=\"more\">{}</p></td><td>{}</td><td>{}</td><td>{}</td></tr>",
             arch(c.arch),
             status(c.selector.status),
             disposition(c.disposition),
