@@ -2,6 +2,7 @@
 //! name: a catalog that contradicts itself is never compiled in.
 
 mod check;
+mod headers;
 mod interface;
 
 use std::fmt::Write as _;
@@ -101,6 +102,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/model.rs");
     println!("cargo::rerun-if-changed=src/interface.rs");
+    headers::tell();
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let mut all = Data::default();
     let mut problems = Vec::new();

@@ -1,8 +1,9 @@
 //! Finding things in the catalog by number or name.
 
 use crate::{
-    CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, MEASUREMENTS, MSRS,
-    Measurement, Msr, REGISTERS, REGS, Reg, Register, SECTIONS, Section,
+    CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, IOCTLS, Ioctl,
+    MEASUREMENTS, MSRS, Measurement, Msr, NOT_GUEST_VISIBLE, NotGuestVisible, PARAMETERS, Parameter,
+    REGISTERS, REGS, Reg, Register, SECTIONS, Section,
 };
 
 /// The MSR with this number, as an item of state.
@@ -60,4 +61,19 @@ pub fn code(name: &str) -> Option<&'static Code> {
 /// The measurement of this name.
 pub fn measurement(name: &str) -> Option<&'static Measurement> {
     MEASUREMENTS.binary_search_by(|m| m.name.cmp(name)).ok().map(|i| &MEASUREMENTS[i])
+}
+
+/// The ioctl of this name.
+pub fn ioctl(name: &str) -> Option<&'static Ioctl> {
+    IOCTLS.binary_search_by(|i| i.name.cmp(name)).ok().map(|i| &IOCTLS[i])
+}
+
+/// The module parameter of this name: `kvm_intel.nested`.
+pub fn parameter(name: &str) -> Option<&'static Parameter> {
+    PARAMETERS.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| &PARAMETERS[i])
+}
+
+/// Why no guest can notice this name of the headers, when the catalog says so.
+pub fn not_guest_visible(name: &str) -> Option<&'static NotGuestVisible> {
+    NOT_GUEST_VISIBLE.iter().find(|n| n.names.contains(&name))
 }
