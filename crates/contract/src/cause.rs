@@ -49,7 +49,10 @@ fn matches(pattern: &str, value: &str, facet: &str) -> bool {
     pattern.is_empty() || pattern == value || {
         let number = |t: &str| {
             let hex = t.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
-            hex.or_else(|| catalog::choice(facet)?.values.iter().find(|v| v.name == t).map(|v| v.value))
+            // Capabilities are shown as decimal numbers.
+            let decimal = || t.parse().ok();
+            hex.or_else(decimal)
+                .or_else(|| catalog::choice(facet)?.values.iter().find(|v| v.name == t).map(|v| v.value))
         };
         number(pattern).is_some() && number(pattern) == number(value)
     }

@@ -253,6 +253,14 @@ fn items(o: &View, n: &View, found: &mut Vec<Difference>) {
         if a.map(|i| (i.listed, i.write, i.reset)) == b.map(|i| (i.listed, i.write, i.reset)) {
             continue;
         }
+        // A register that is a word was compared as one, unless only one host lists it and it holds nothing there.
+        let word = |v: &View| match key {
+            ItemKey::Reg(id) => v.word(crate::coord::Coord::Reg(id)).copied(),
+            _ => None,
+        };
+        if word(o).or(word(n)).is_some_and(|w| w.value != w.rules().absent || w.writable != 0) {
+            continue;
+        }
         let known = known(key);
         let cause = cause::of_item(o.arch, key, &states(a), &states(b)).map(|c| c.id);
         let show = |i: Option<&crate::view::Item>| match i {
@@ -400,13 +408,7 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
     for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
         let Some(r) = x.or(y).filter(|_| x != y) else { continue };
         let at = crate::coord::Coord::Reg(r.id.0);
-        let empty = r.reset.is_some_and(|v| v.0 == 0) && r.mask.is_none_or(|m| m.0 == 0);
-        if at.layout().is_some() && x.is_none() != y.is_none() && empty {
-            // A register of zeroes that nobody may write, and one that is not listed, look the same to a guest.
-            let show =
-                |r: Option<&evenkeel_surface::Register>| if r.is_some() { "listed" } else { "not listed" };
-            add(at.to_string(), "an ID register", show(x).to_owned(), show(y).to_owned());
-        } else if evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
+        if at.layout().is_none() && evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
             // Other registers were compared as words or as items of state; those that are choices only here.
             let show =
                 |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));

@@ -382,6 +382,8 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
                 let firmware = r.id.0 >> 16 & 0xfff == 0x14 || r.id.0 >> 16 & 0xfff == 0x16;
                 let writable = r.mask.map_or(if firmware { u64::MAX } else { 0 }, |m| m.0);
                 words.push(Word { at, layout: layout_index, value: value.0, writable, unknown: 0 });
+                // Its value is judged as a facet; that it is saved, and that another host may not list it, as an item.
+                items.push(Item { key: ItemKey::Reg(r.id.0), listed: true, write: Write::Kept, reset: None });
                 continue;
             }
             (_, None) => {
