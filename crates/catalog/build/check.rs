@@ -165,6 +165,9 @@ fn items(data: &Data, facets: &Facets, problems: &mut Vec<String>) -> BTreeSet<S
         if r.name.is_empty() {
             problems.push(format!("reg {:#x} has no name", r.id));
         }
+        if let Some(of) = r.alias_of.filter(|of| !data.reg.iter().any(|o| o.id == *of)) {
+            problems.push(format!("reg {:#x}: an alias of {of:#x}, which is no item", r.id));
+        }
         if r.droppable && r.absent.is_none() {
             problems.push(format!("reg {:#x}: droppable, but no absent value is given", r.id));
         }

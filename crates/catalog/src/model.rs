@@ -178,6 +178,9 @@ record! {
         pub running: bool,
         /// Which guests have it, in a word: `pmu`, `sve`, `every`.
         pub guests: Str,
+        /// It shows another register's state once more (PMINTENCLR_EL1 that of PMINTENSET_EL1): leaving it out loses
+        /// nothing, as long as that one is saved.
+        pub alias_of: Option<u64>,
     }
 
     /// A group of state with an ioctl pair of its own.

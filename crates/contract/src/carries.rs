@@ -64,6 +64,8 @@ pub struct Known {
     pub title: &'static str,
     /// The absent value, where dropping it then loses nothing.
     pub droppable_at: Option<u64>,
+    /// It shows another item's state once more.
+    pub alias_of: Option<ItemKey>,
     /// Facet fields of which a guest must have been shown one to have the item.
     pub any_of: &'static [&'static str],
 }
@@ -76,22 +78,24 @@ pub fn known(key: ItemKey) -> Known {
                 name: m.name.to_owned(),
                 title: m.title,
                 droppable_at: m.absent.filter(|_| m.droppable),
+                alias_of: None,
                 any_of: m.any_of,
             },
-            None => Known { name: String::new(), title: "", droppable_at: None, any_of: &[] },
+            None => Known { name: String::new(), title: "", droppable_at: None, alias_of: None, any_of: &[] },
         },
         ItemKey::Reg(id) => match catalog::reg(id) {
             Some(r) => Known {
                 name: r.name.to_owned(),
                 title: r.title,
                 droppable_at: r.absent.filter(|_| r.droppable),
+                alias_of: r.alias_of.map(ItemKey::Reg),
                 any_of: &[],
             },
-            None => Known { name: String::new(), title: "", droppable_at: None, any_of: &[] },
+            None => Known { name: String::new(), title: "", droppable_at: None, alias_of: None, any_of: &[] },
         },
         ItemKey::Section(i) => {
             let s = &catalog::SECTIONS[usize::from(i)];
-            Known { name: s.get.to_owned(), title: s.title, droppable_at: None, any_of: &[] }
+            Known { name: s.get.to_owned(), title: s.title, droppable_at: None, alias_of: None, any_of: &[] }
         }
     }
 }
@@ -110,6 +114,13 @@ fn judge(q: &Question<'_>, shown: &Shown, item: &Item) -> Option<Finding> {
         },
         None | Some(Write::Unasked) => {
             ("item-unknown", Outcome::Unknown, Remedy::Observe { name: format!("write {} there", item.key) })
+        }
+        Some(Write::Altered | Write::Refused)
+            if let Some(of) = known.alias_of.filter(|of| q.from.item(*of).is_some()) =>
+        {
+            let work = format!("leave it out of the saved state: {of} holds the same, and is saved");
+            let code = if taken == Some(Write::Refused) { "item-refused" } else { "item-altered" };
+            (code, if q.pinned { Outcome::HoldsWithDuties } else { Outcome::No }, Remedy::Duty { work })
         }
         Some(Write::Altered) => {
             let because = "the host accepts the value and stores another".to_owned();
