@@ -70,7 +70,7 @@ record! {
     pub struct Parameter {
         /// Module and name: `kvm.halt_poll_ns`.
         pub name: Str,
-        /// The type: `bool`, `int`, `uint`, `ushort`, or `words` for a few named values.
+        /// The type in the newest kernel: `bool`, `int`, `uint`, `ushort`, or `words` for a few named values.
         pub kind: Str,
         /// The architecture: `x86_64`, `aarch64` or empty for both.
         pub arch: Str,
