@@ -230,8 +230,11 @@ fn tell(
     let subjects: Vec<&str> = group.findings.iter().map(|f| f.subject.as_str()).collect();
     let one_value = group.findings.iter().all(|f| (&f.before, &f.after) == (&first.before, &first.after));
     let values = if one_value { format!(": {} → {}", first.before, first.after) } else { String::new() };
-    let _ =
-        writeln!(w, "      {}", wrap(&format!("{}{values}", collapse(&subjects, all)), WIDTH, "        "));
+    let _ = writeln!(
+        w,
+        "      {}",
+        wrap(&format!("{}{}{values}", collapse(&subjects, all), item_names(&subjects)), WIDTH, "        ")
+    );
     if let Some(c) = change {
         let _ = writeln!(w, "      who: {}", wrap(&blast(c.blast, c.blast_words), WIDTH, "        "));
     }
@@ -244,6 +247,23 @@ fn tell(
     }
     for line in remedies(&group.findings) {
         let _ = writeln!(w, "      → {}", wrap(&line, WIDTH, "        "));
+    }
+}
+
+/// The manuals' names of saved registers, in brackets; nothing for facets, whose names speak for themselves.
+fn item_names(subjects: &[&str]) -> String {
+    let number = |s: &str| s.split_once('.').and_then(|(_, n)| u64::from_str_radix(n, 16).ok());
+    let name = |s: &&str| match s.split_once('.')?.0 {
+        "reg" => evenkeel_catalog::reg(number(s)?).map(|r| r.name),
+        "msr" => evenkeel_catalog::msr(u32::try_from(number(s)?).ok()?).map(|m| m.name),
+        _ => None,
+    };
+    let mut names: Vec<&str> = subjects.iter().filter_map(name).collect();
+    names.dedup();
+    match names.len() {
+        0 => String::new(),
+        n if n > 4 => format!(" ({} and {} more)", names[..4].join(", "), n - 4),
+        _ => format!(" ({})", names.join(", ")),
     }
 }
 
