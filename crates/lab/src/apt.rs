@@ -130,14 +130,15 @@ impl Apt {
                 Error::Fetch { what: wanted.clone(), why, hint }
             },
         )?;
-        let file =
-            folder.join(format!("{}_{}_{}.deb", package.name, version.replace(':', "%3a"), arch.debian()));
-        if file.is_file() {
+        // A package without an architecture is built once for all of them.
+        let stem = format!("{}_{}", package.name, version.replace(':', "%3a"));
+        let files = [arch.debian(), "all"].map(|arch| folder.join(format!("{stem}_{arch}.deb")));
+        if let Some(file) = files.into_iter().find(|file| file.is_file()) {
             return Ok(file);
         }
         Err(Error::Fetch {
             what: wanted,
-            why: format!("apt succeeded and left no {}", file.display()),
+            why: format!("apt succeeded and left no {stem}_*.deb in {}", folder.display()),
             hint: "look into that folder",
         })
     }
