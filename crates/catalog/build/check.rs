@@ -246,7 +246,10 @@ fn changes(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
                         for value in [&e.before, &e.after].into_iter().filter(|v| !v.is_empty()) {
                             let number =
                                 value.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
-                            if number.is_none() && !named.iter().any(|(_, n)| n == value) {
+                            // Attributes and listed leaves are there or not.
+                            let presence = named.is_empty()
+                                && ["none", "there", "listed", "not listed"].contains(&value.as_str());
+                            if number.is_none() && !presence && !named.iter().any(|(_, n)| n == value) {
                                 say(format!("`{value}` is no value of `{}`", e.facet));
                             }
                         }

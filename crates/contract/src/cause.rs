@@ -48,6 +48,8 @@ fn runs() -> &'static [Run] {
 fn matches(pattern: &str, value: &str, facet: &str) -> bool {
     pattern.is_empty() || pattern == value || {
         let number = |t: &str| {
+            // What userspace may choose of a word is shown as `writable 0x…`.
+            let t = t.strip_prefix("writable ").unwrap_or(t);
             let hex = t.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
             // Capabilities are shown as decimal numbers.
             let decimal = || t.parse().ok();

@@ -389,7 +389,13 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
             offers.into_iter().any(|c| c.from.measured == m.facet || c.from.observe == m.facet)
         };
         let Some(m) = x.or(y).filter(|m| x != y && !choice(m)) else { continue };
-        let show = |m: Option<&evenkeel_surface::Measured>| json(m.map(|m| text(serde_json::to_string(m))));
+        // The value alone where it differs: that is what the ledger explains.
+        let alike = x.map(|m| m.value) == y.map(|m| m.value);
+        let show = |m: Option<&evenkeel_surface::Measured>| match m {
+            None => "none".to_owned(),
+            Some(m) if alike => text(serde_json::to_string(m)),
+            Some(m) => m.value.to_string(),
+        };
         let title = evenkeel_catalog::measurement(&m.facet).map_or("measured on a scratch VM", |k| k.title);
         add(m.facet.clone(), title, show(x), show(y));
     }
