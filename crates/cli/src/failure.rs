@@ -11,11 +11,13 @@ pub struct Failure {
     /// The exit code: 2 for bad use or input, 3 for what could not be measured, 0 for a reader that went away.
     pub exit: u8,
     /// A code of the catalog; may be empty.
-    code: &'static str,
-    message: String,
-    hint: String,
+    pub code: &'static str,
+    /// One line.
+    pub message: String,
+    /// What to do; may be empty.
+    pub hint: String,
     /// Diagnostics with the document's lines, ready to print.
-    document: String,
+    pub document: String,
 }
 
 impl Failure {

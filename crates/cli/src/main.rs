@@ -64,6 +64,8 @@ enum Command {
     Predict(commands::predict::Predict),
     /// The bundled captures, and what their names stand for.
     Hosts(commands::hosts::Hosts),
+    /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
+    Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
     Completions {
         /// Which shell.
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         Command::Explain(c) => c.run(global),
         Command::Predict(c) => c.run(global),
         Command::Hosts(c) => c.run(global),
+        Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);

@@ -28,8 +28,8 @@ pub fn json<T: Serialize>(document: &T) -> Result<(), Failure> {
 
 /// Writes a file so that it is the old one or the new one at every moment, also when the disk is full or the power
 /// goes: a file without a name is written, synced, and then given its name.
-pub fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    write_whole(path, text.as_bytes()).map_err(|e| {
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<(), Failure> {
+    write_whole(path, content.as_ref()).map_err(|e| {
         let hint = match e.kind() {
             io::ErrorKind::NotFound => "the directory must exist",
             io::ErrorKind::StorageFull => "nothing was written; free some space",

@@ -6,6 +6,7 @@ pub mod check;
 pub mod diff;
 pub mod explain;
 pub mod hosts;
+pub mod lab;
 pub mod predict;
 pub mod schema;
 pub mod seal;
