@@ -43,7 +43,7 @@ impl Seal {
             leaks: seal::leaks(&contract, view, against),
         };
         if let Some(path) = &self.output {
-            output::write(path, &document::print(&seal::sealed(&contract, against.unwrap_or(view))))?;
+            output::write(path, document::print(&seal::sealed(&contract, against.unwrap_or(view))))?;
         }
         match global.format {
             Format::Json => output::json(&report)?,
