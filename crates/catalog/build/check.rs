@@ -248,7 +248,8 @@ fn changes(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
                                 value.strip_prefix("0x").and_then(|d| u64::from_str_radix(d, 16).ok());
                             // Attributes and listed leaves are there or not.
                             let presence = named.is_empty()
-                                && ["none", "there", "listed", "not listed"].contains(&value.as_str());
+                                && ["none", "there", "listed", "not listed", "read", "not read: ENOENT"]
+                                    .contains(&value.as_str());
                             if number.is_none() && !presence && !named.iter().any(|(_, n)| n == value) {
                                 say(format!("`{value}` is no value of `{}`", e.facet));
                             }
