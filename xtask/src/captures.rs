@@ -119,12 +119,6 @@ fn choose(names: &[String]) -> Result<Vec<&'static Kernel>> {
     }
 }
 
-/// `cargo xtask fetch`.
-pub fn fetch_kernels(names: &[String]) -> Result {
-    let cache = Cache::locate().map_err(|e| e.to_string())?;
-    fetch(&choose(names)?, &cache, &mut |line| eprintln!("{line}")).map_err(|e| e.to_string()).map(drop)
-}
-
 /// The offer digest that a capture states: the line after `"digests"`.
 fn digest(surface: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(surface).ok()?;

@@ -19,11 +19,6 @@ type Result<T = ()> = std::result::Result<T, String>;
 enum Task {
     /// Build the static binaries that the lab runs inside emulated hosts, into target/static/ARCH/.
     Cross(cross::Cross),
-    /// Fetch kernels from Debian's archive into the lab's cache, checking signatures and digests.
-    Fetch {
-        /// By short name; all without any.
-        kernels: Vec<String>,
-    },
     /// Write docs/reference from the ledger; with --check, only say whether it is as the ledger has it.
     Reference {
         /// Write nothing, and fail where a page is another one.
@@ -37,7 +32,6 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Cross(task) => task.run(),
-        Task::Fetch { kernels } => captures::fetch_kernels(&kernels),
         Task::Reference { check } => reference(check),
         Task::Captures(task) => task.run(),
     };

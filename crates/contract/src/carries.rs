@@ -193,8 +193,3 @@ fn refused(q: &Question<'_>, shown: &Shown, key: ItemKey, known: &Known) -> (&'s
         }
     }
 }
-
-/// The axis of an item's difference, for callers that compare without a question.
-pub fn axis_of(a: &View, b: &View) -> Axis {
-    kernel_or_boot(a, b)
-}

@@ -9,7 +9,7 @@ use evenkeel_catalog::{self as catalog, CHOICES, CONSTRAINTS, Choice, Constraint
 use evenkeel_surface::Arch;
 
 use crate::coord::{Coord, Table};
-use crate::layout::{UNKNOWN, field_mask, index_of, layout};
+use crate::layout::{field_mask, index_of, layout};
 use crate::view::{View, field_of};
 
 /// The schema name of the document.
@@ -241,9 +241,4 @@ pub fn guard_of(at: Coord) -> Option<&'static str> {
 /// The index of a facet's absent value.
 pub fn absent_of(facet: &Choice) -> Option<u8> {
     facet.values.iter().position(|v| v.value == facet.absent).map(|i| i as u8)
-}
-
-/// Whether a contract may name this word: the catalog describes it, or it is a plain coordinate.
-pub fn is_described(at: Coord) -> bool {
-    index_of(at) != UNKNOWN
 }

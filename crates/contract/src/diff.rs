@@ -222,8 +222,7 @@ fn choices(o: &View, n: &View, found: &mut Vec<Difference>) {
             }
         };
         let (old, new) = (a.map_or(absent, |c| c.default), b.map_or(absent, |c| c.default));
-        let cause = cause::of_facet(o.arch, facet.name, &value_name(index, old), &value_name(index, new))
-            .or_else(|| cause::of_facet(o.arch, facet.name, "", ""));
+        let cause = cause::of_facet(o.arch, facet.name, &value_name(index, old), &value_name(index, new));
         let class = match (old, new) {
             (None, _) | (_, None) => Class::Undetermined,
             (x, y) if x == y => Class::NewlySelectable,

@@ -178,8 +178,9 @@ pub(crate) fn judge_choice(
     let old = value_name(offer.choice, wanted);
     let new = value_name(offer.choice, offer.default);
     let cause = cause::of_facet(q.on.arch, facet.name, &old, &new).or_else(|| {
-        let other = |c: &&&'static evenkeel_catalog::Change| c.explains.iter().any(|e| e.facet == facet.name);
-        evenkeel_catalog::CHANGES.iter().find(|c| other(&c)).filter(|_| !offered || offer.is_unknown())
+        // Where there is no value to match, the entry about the facet is what there is to read.
+        let about = |c: &&evenkeel_catalog::Change| c.explains.iter().any(|e| e.facet == facet.name);
+        offer.is_unknown().then(|| evenkeel_catalog::CHANGES.iter().find(about)).flatten()
     });
     let selector = || Remedy::Selector { steps: steps(offer.choice, wanted) };
     let (code, outcome, remedy) = if by_default {

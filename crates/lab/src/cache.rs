@@ -103,6 +103,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let kernel = crate::kernel("debian-6.12").unwrap();
         let error = Cache::at(root.path()).installed(kernel).unwrap_err().to_string();
-        assert!(error.contains("cargo xtask fetch debian-6.12"), "{error}");
+        assert!(error.contains("evenkeel lab fetch debian-6.12"), "{error}");
     }
 }

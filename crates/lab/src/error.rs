@@ -19,7 +19,7 @@ pub enum Error {
         known: String,
     },
     /// The kernel is listed, and not in the cache.
-    #[error("{name} is not in {cache}\nhint: cargo xtask fetch {name}")]
+    #[error("{name} is not in {cache}\nhint: evenkeel lab fetch {name}")]
     NotFetched {
         /// The kernel's short name.
         name: String,

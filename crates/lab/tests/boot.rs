@@ -25,7 +25,7 @@ fn with_lab(body: impl FnOnce(&'static Kernel, Options)) {
 
 #[cfg_attr(
     not(lab),
-    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
 )]
 #[test]
 fn a_program_sees_kvm_and_its_files_come_back() {
@@ -48,7 +48,7 @@ fn a_program_sees_kvm_and_its_files_come_back() {
 
 #[cfg_attr(
     not(lab),
-    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
 )]
 #[test]
 fn a_program_that_fails_is_no_error_of_the_lab() {
@@ -62,7 +62,7 @@ fn a_program_that_fails_is_no_error_of_the_lab() {
 
 #[cfg_attr(
     not(lab),
-    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
 )]
 #[test]
 fn what_is_no_static_program_is_said() {
@@ -80,7 +80,7 @@ fn what_is_no_static_program_is_said() {
 
 #[cfg_attr(
     not(lab),
-    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
 )]
 #[test]
 fn a_host_that_takes_too_long_is_killed() {
@@ -94,7 +94,7 @@ fn a_host_that_takes_too_long_is_killed() {
 
 #[cfg_attr(
     not(lab),
-    ignore = "boots a kernel: `cargo xtask cross && cargo xtask fetch`, then set EVENKEEL_REQUIRE_LAB"
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
 )]
 #[test]
 fn a_kernel_that_panics_is_quoted() {
