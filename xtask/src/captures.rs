@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Options, fetch, host, hosts, kernels, run};
 
 use crate::cross::Cross;
 use crate::{Result, root, static_binaries};
@@ -13,8 +13,8 @@ use crate::{Result, root, static_binaries};
 /// Arguments of `cargo xtask captures`.
 #[derive(Args)]
 pub struct Captures {
-    /// The kernels to capture, by short name; all without any.
-    kernels: Vec<String>,
+    /// The hosts to capture, by name; all of the list without any.
+    hosts: Vec<String>,
     /// The folder to write to.
     #[arg(long, short, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -38,10 +38,11 @@ const SURFACE: &str = "surface.json";
 impl Captures {
     /// Captures each kernel; one that fails does not stop the others, and fails the whole at the end.
     pub fn run(self) -> Result {
-        let chosen = choose(&self.kernels)?;
+        let chosen = choose(&self.hosts)?;
         if !self.no_build {
             // Only for the architectures that are asked for: arm64 takes a compiler that not everybody has.
-            let mut arch: Vec<String> = chosen.iter().map(|kernel| kernel.arch.name().to_owned()).collect();
+            let mut arch: Vec<String> =
+                chosen.iter().map(|host| host.kernel.arch.name().to_owned()).collect();
             arch.dedup();
             Cross { arch, bin: Vec::new() }.run()?;
         }
@@ -56,25 +57,25 @@ impl Captures {
         };
 
         let mut failed = Vec::new();
-        for kernel in &chosen {
-            match self.capture(kernel, &options) {
+        for host in &chosen {
+            match self.capture(host, &options) {
                 Ok((surface, words)) => {
-                    let path = out.join(format!("{}.json", kernel.name));
-                    eprintln!("{}: {words}", kernel.name);
+                    let path = out.join(format!("{}.json", host.name));
+                    eprintln!("{}: {words}", host.name);
                     if self.check {
                         let kept =
                             fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
                         if digest(&kept).is_none() || digest(&kept) != digest(&surface) {
-                            eprintln!("{}: another offer than in {}", kernel.name, path.display());
-                            failed.push(kernel.name.as_str());
+                            eprintln!("{}: another offer than in {}", host.name, path.display());
+                            failed.push(host.name.as_str());
                         }
                         continue;
                     }
                     fs::write(&path, surface).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
                 }
                 Err(words) => {
-                    eprintln!("{}: FAILED: {words}", kernel.name);
-                    failed.push(kernel.name.as_str());
+                    eprintln!("{}: FAILED: {words}", host.name);
+                    failed.push(host.name.as_str());
                 }
             }
         }
@@ -82,28 +83,28 @@ impl Captures {
         if failed.is_empty() { Ok(()) } else { Err(format!("no capture of {}", failed.join(", "))) }
     }
 
-    fn capture(&self, kernel: &Kernel, options: &Options) -> Result<(Vec<u8>, String)> {
+    fn capture(&self, host: &Host, options: &Options) -> Result<(Vec<u8>, String)> {
         let words = |e: evenkeel_lab::Error| e.to_string();
-        fetch(&[kernel], &options.cache, &mut |line| eprintln!("{line}")).map_err(words)?;
-        let binary = options.binary(&self.bin, kernel.arch).map_err(words)?;
+        fetch(&[&host.kernel], &options.cache, &mut |line| eprintln!("{line}")).map_err(words)?;
+        let binary = options.binary(&self.bin, host.kernel.arch).map_err(words)?;
         let job = Job::new(binary).arg("capture").arg("-o").arg(SURFACE).output(SURFACE);
-        let mut output = run(kernel, &job, options).map_err(words)?;
+        let done = run(host, &job, options).map_err(words)?;
+        let mut output = done.output;
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if output.exit != Exit::Code(0) {
-            return Err(format!("{:?} under {}: {stderr}", output.exit, output.release));
+            return Err(format!("{:?} under {}: {stderr}", output.exit, done.release));
         }
         let surface = output.files.remove(SURFACE).ok_or_else(|| {
             let why = output.missing.get(SURFACE).map_or("no reason given", String::as_str);
             format!("the program exited with 0 and left no {SURFACE}: {why}")
         })?;
         let seconds = |duration: Duration| format!("{:.1}", duration.as_secs_f64());
-        let took = output.durations;
         let summary = format!(
             "{}: boot {} s, program {} s, whole {} s; {} KiB{}{stderr}",
-            output.release,
-            seconds(took.boot),
-            seconds(took.job),
-            seconds(took.total),
+            done.release,
+            seconds(done.boot),
+            seconds(output.took),
+            seconds(done.total),
             surface.len() / 1024,
             if stderr.is_empty() { "" } else { "; it said: " },
         );
@@ -111,11 +112,11 @@ impl Captures {
     }
 }
 
-/// Kernels by name; all of the lab's without any.
-fn choose(names: &[String]) -> Result<Vec<&'static Kernel>> {
+/// Hosts by name; all of the lab's list without any.
+fn choose(names: &[String]) -> Result<Vec<Host>> {
     match names {
-        [] => Ok(kernels().iter().collect()),
-        names => names.iter().map(|name| kernel(name).map_err(|e| e.to_string())).collect(),
+        [] => Ok(hosts()),
+        names => names.iter().map(|name| host(name, kernels()).map_err(|e| e.to_string())).collect(),
     }
 }
 

@@ -1,12 +1,13 @@
 //! An apt root of our own: signatures are checked as always, and the machine's packages are not touched.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::Cache;
 use crate::error::Error;
-use crate::kernel::{Kernel, Package, kernels};
+use crate::kernel::{Kernel, Origin, Package, kernels};
 use crate::tool;
 
 /// The keyring that Debian's `debian-archive-keyring` installs; it verifies old suites and new ones.
@@ -94,7 +95,7 @@ impl Apt {
             fs::write(&path, text).map_err(Error::io("write", path))
         };
         write("var/lib/dpkg/status", String::new())?;
-        write("etc/apt/sources.list", sources(&mirrors, kernels())?)?;
+        write("etc/apt/sources.list", sources(&mirrors))?;
         write("lab.conf", configuration(&root))?;
         Ok(Apt { root })
     }
@@ -120,7 +121,13 @@ impl Apt {
 
     /// Downloads one package of `kernel` into `folder` and returns the file.
     pub fn download(&self, kernel: &Kernel, package: &Package, folder: &Path) -> Result<PathBuf, Error> {
-        let Kernel { version, arch, .. } = kernel;
+        let Kernel { arch, origin: Origin::Debian { version, .. }, .. } = kernel else {
+            return Err(Error::Fetch {
+                what: kernel.name.clone(),
+                why: "no archive has it: a user brought it".to_owned(),
+                hint: "evenkeel lab add, or evenkeel lab import",
+            });
+        };
         let wanted = format!("{}:{}={version}", package.name, arch.debian());
         tool::output(self.command().arg("download").arg(&wanted).current_dir(folder), "apt").map_err(
             |e| {
@@ -144,10 +151,8 @@ impl Apt {
     }
 }
 
-fn sources(mirrors: &Mirrors, kernels: &[Kernel]) -> Result<String, Error> {
-    let mut suites: Vec<&str> = kernels.iter().map(|kernel| kernel.suite.as_str()).collect();
-    suites.sort_unstable();
-    suites.dedup();
+fn sources(mirrors: &Mirrors) -> String {
+    let suites: BTreeSet<&str> = kernels().filter_map(suite).collect();
     let mut text = String::new();
     for suite in suites {
         let uri = match (suite.ends_with("-security"), &mirrors.security) {
@@ -158,7 +163,14 @@ fn sources(mirrors: &Mirrors, kernels: &[Kernel]) -> Result<String, Error> {
         };
         text += &format!("deb [arch=amd64,arm64 target=Packages signed-by={KEYRING}] {uri} {suite} main\n");
     }
-    Ok(text)
+    text
+}
+
+fn suite(kernel: &Kernel) -> Option<&str> {
+    match &kernel.origin {
+        Origin::Debian { suite, .. } => Some(suite),
+        Origin::Added { .. } => None,
+    }
 }
 
 /// One file instead of many `-o`: only a file can clear lists such as the machine's hooks, which would act on the
@@ -200,10 +212,10 @@ mod tests {
 
     #[test]
     fn every_suite_is_listed_on_its_mirror() {
-        let text = sources(&Mirrors::parse(ANSWER).unwrap(), kernels()).unwrap();
-        for kernel in kernels() {
-            let line = text.lines().find(|line| line.contains(&format!(" {} main", kernel.suite))).unwrap();
-            assert_eq!(line.contains("security.example"), kernel.suite.ends_with("-security"), "{line}");
+        let text = sources(&Mirrors::parse(ANSWER).unwrap());
+        for suite in kernels().filter_map(suite) {
+            let line = text.lines().find(|line| line.contains(&format!(" {suite} main"))).unwrap();
+            assert_eq!(line.contains("security.example"), suite.ends_with("-security"), "{line}");
             assert!(line.contains("signed-by="), "{line}");
         }
     }

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Origin};
 
 /// The folder that holds unpacked kernels and the package indexes.
 #[derive(Clone, Debug)]
@@ -40,7 +40,10 @@ impl Cache {
     }
 
     pub(crate) fn folder(&self, kernel: &Kernel) -> PathBuf {
-        self.root.join("kernels").join(&kernel.release)
+        match &kernel.origin {
+            Origin::Debian { .. } => self.root.join("kernels").join(&kernel.release),
+            Origin::Added { .. } => self.root.join("added").join(&kernel.name).join("tree"),
+        }
     }
 
     /// What is here of `kernel`, or [`Error::NotFetched`].

@@ -1,159 +1,132 @@
-//! The emulator: its command line, and its life as a process of ours.
+//! An emulator as a process of ours: started, watched, gone with us.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+pub(crate) mod qemu;
+pub(crate) mod qmp;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 use crate::error::Error;
-use crate::initramfs::paths;
-use crate::kernel::Arch;
+use crate::memfile::MemFile;
 use crate::tool;
 
-/// The kernel's command line on x86: the same at every boot, so that what is captured repeats.
-///
-/// Under emulation a kernel that measures the time stamp counter gets another rate at each boot, so it is told one
-/// (the `tsc` parameters) and the clocks to check it against are taken away. It need not be the true rate: a wrong
-/// one scales the emulated host's idea of a second and nothing else. (Counting instructions instead, `-icount`, would
-/// make it true, and a boot takes three to four times as long.) `oops=panic`: a kernel that broke must not answer.
-const COMMAND_LINE_X86: &str = "console=ttyS0 quiet panic=-1 oops=panic \
-    tsc=reliable tsc_early_khz=1000000 hpet=disable pmtmr=0";
+/// The most emulators of this process at a time. Each keeps one core busy, and time-outs are for undisturbed ones.
+const MOST: usize = 2;
 
-/// The kernel's command line on arm64, where the timer's rate is a register.
-const COMMAND_LINE_ARM64: &str = "console=ttyAMA0 quiet panic=-1 oops=panic";
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
 
-/// The most that a console or a result may write. A kernel that prints for ever must not fill the disk.
-const MOST_BYTES: u64 = 512 << 20;
+/// The right to run emulators. All that one task needs are taken at once, so that two tasks cannot wait for each other.
+#[derive(Debug)]
+pub(crate) struct Slots(usize);
 
-/// The files of one run, in a folder of its own.
-pub(crate) struct Files {
-    pub image: PathBuf,
-    pub initramfs: PathBuf,
-    pub console: PathBuf,
-    pub result: PathBuf,
-    /// What the emulator itself says.
-    pub words: PathBuf,
-}
-
-impl Files {
-    pub fn in_folder(folder: &Path, image: &Path) -> Files {
-        Files {
-            image: image.to_owned(),
-            initramfs: folder.join("initramfs"),
-            console: folder.join("console"),
-            result: folder.join("result"),
-            words: folder.join("words"),
+impl Slots {
+    /// Waits until `count` more may run.
+    pub fn take(count: usize) -> Slots {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running + count > MOST {
+            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
         }
+        *running += count;
+        Slots(count)
     }
 }
 
-/// The emulator's arguments.
-fn arguments(arch: Arch, memory_mib: u32, files: &Files) -> Vec<String> {
-    let (machine, line): (&[&str], _) = match arch {
-        // QEMU 7.2 emulates cmpxchg16b in a way that crashes 6.12 in one boot of three; without it nothing is lost.
-        Arch::X86_64 => (&["-machine", "q35", "-cpu", "EPYC,-cx16"], COMMAND_LINE_X86),
-        // The architected PAuth algorithm costs most of the time under emulation; 52-bit addresses need a host
-        // that is built for them.
-        Arch::Aarch64 => (
-            &["-machine", "virt,virtualization=on,gic-version=3", "-cpu", "max,pauth-impdef=on,lpa2=off"],
-            COMMAND_LINE_ARM64,
-        ),
-    };
-    let mut all: Vec<String> = machine.iter().map(|text| (*text).to_owned()).collect();
-    let fixed = "-accel tcg -smp 1 -nodefaults -no-user-config -display none -monitor none -no-reboot \
-                 -serial chardev:console -device virtio-serial-pci";
-    all.extend(fixed.split_whitespace().map(str::to_owned));
-    let port = format!("virtserialport,chardev=result,name={}", paths::PORT);
-    for (option, value) in [
-        ("-m", format!("{memory_mib}M")),
-        ("-chardev", format!("file,id=console,path={}", escaped(&files.console))),
-        ("-chardev", format!("file,id=result,path={}", escaped(&files.result))),
-        ("-device", port),
-        ("-kernel", files.image.display().to_string()),
-        ("-initrd", files.initramfs.display().to_string()),
-        ("-append", line.to_owned()),
-    ] {
-        all.extend([option.to_owned(), value]);
+impl Drop for Slots {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        ENDED.notify_all();
     }
-    all
 }
 
-/// A comma in a value is doubled.
-fn escaped(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
+/// The console that a host writes to.
+#[derive(Debug)]
+pub(crate) enum Console {
+    /// Kept, to be quoted when something goes wrong.
+    Kept(MemFile),
+    /// This process's terminal: a person talks to the host.
+    Terminal,
+}
+
+/// What an emulator is started with.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The program.
+    pub program: &'static str,
+    /// The Debian package that brings it.
+    pub package: &'static str,
+    /// Its arguments. Files in memory and sockets are named by their number, which the program inherits.
+    pub args: Vec<String>,
+    /// Sockets to hand over: ours are closed once it runs, so that its death is noticed.
+    pub hand_over: Vec<OwnedFd>,
+}
+
+/// A socket between this process and an emulator: ours, and the other's.
+pub(crate) fn socket() -> Result<(UnixStream, OwnedFd), Error> {
+    let (ours, theirs) = UnixStream::pair().map_err(Error::io("create", "a socket"))?;
+    Ok((ours, theirs.into()))
+}
+
+/// The number by which an emulator that inherits `fd` knows it.
+pub(crate) fn number(fd: &impl AsFd) -> i32 {
+    fd.as_fd().as_raw_fd()
 }
 
 /// The running emulator. It dies with this value, and with the thread that started it.
+#[derive(Debug)]
 pub(crate) struct Emulator {
     child: Child,
-    started: Instant,
+    words: MemFile,
 }
 
-/// How the emulator's life ended.
-pub(crate) enum Ending {
-    /// By itself.
-    Exited(ExitStatus),
-    /// Killed: the time was up.
-    TimedOut,
-    /// Killed: it wrote more than [`MOST_BYTES`].
-    Flooded,
-}
+/// Only one emulator is started at a time: what it inherits must not be inherited by another.
+static STARTING: Mutex<()> = Mutex::new(());
 
 impl Emulator {
-    /// Starts the emulator for `arch`.
-    pub fn start(arch: Arch, memory_mib: u32, files: &Files) -> Result<Emulator, Error> {
-        let (program, package) = match arch {
-            Arch::X86_64 => ("qemu-system-x86_64", "qemu-system-x86"),
-            Arch::Aarch64 => ("qemu-system-aarch64", "qemu-system-arm"),
-        };
+    /// Starts it.
+    pub fn start(plan: Plan, console: &Console) -> Result<Emulator, Error> {
         let missing = |program: &str, package: &str| Error::Tool {
             program: program.to_owned(),
             why: "not found".to_owned(),
             hint: format!("apt-get install {package}"),
         };
-        tool::find(program).ok_or_else(|| missing(program, package))?;
+        tool::find(plan.program).ok_or_else(|| missing(plan.program, plan.package))?;
         tool::find("setpriv").ok_or_else(|| missing("setpriv", "util-linux"))?;
-        let words = File::create(&files.words).map_err(Error::io("create", &files.words))?;
-        let also = words.try_clone().map_err(Error::io("use", &files.words))?;
+        let words = MemFile::new("words", b"")?;
         // setpriv becomes the emulator, with the kernel's order to kill it when we are gone, however we went.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", program])
-            .args(arguments(arch, memory_mib, files))
-            .stdin(Stdio::null())
-            .stdout(words)
-            .stderr(also)
-            .spawn()
-            .map_err(Error::io("start", program))?;
-        Ok(Emulator { child, started: Instant::now() })
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", plan.program]).args(&plan.args).stderr(words.output()?);
+        match console {
+            Console::Kept(_) => command.stdin(Stdio::null()).stdout(words.output()?),
+            Console::Terminal => command.stdin(Stdio::inherit()).stdout(Stdio::inherit()),
+        };
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        for fd in &plan.hand_over {
+            let inherit = fcntl_getfd(fd).and_then(|flags| fcntl_setfd(fd, flags - FdFlags::CLOEXEC));
+            inherit.map_err(|e| Error::io("hand over", "a socket")(e.into()))?;
+        }
+        let child = command.spawn().map_err(Error::io("start", plan.program))?;
+        drop(plan.hand_over);
+        Ok(Emulator { child, words })
     }
 
-    /// Waits for the end, and calls `seen` with the number of result bytes whenever it has grown.
-    pub fn wait(
-        mut self,
-        files: &Files,
-        timeout: Duration,
-        mut seen: impl FnMut(u64),
-    ) -> Result<Ending, Error> {
-        let mut last = 0;
-        loop {
-            let ended = self.child.try_wait().map_err(Error::io("wait for", "the emulator"))?;
-            let size = length(&files.result);
-            if size > last {
-                last = size;
-                seen(size);
-            }
-            if let Some(status) = ended {
-                return Ok(Ending::Exited(status));
-            }
-            if size > MOST_BYTES || length(&files.console) > MOST_BYTES {
-                return Ok(Ending::Flooded);
-            }
-            if self.started.elapsed() > timeout {
-                return Ok(Ending::TimedOut);
-            }
-            sleep(Duration::from_millis(20));
-        }
+    /// How it ended; nothing while it runs.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>, Error> {
+        self.child.try_wait().map_err(Error::io("wait for", "the emulator"))
+    }
+
+    /// Waits for its end, which something else must have brought about.
+    pub fn wait(&mut self) -> Result<ExitStatus, Error> {
+        self.child.wait().map_err(Error::io("wait for", "the emulator"))
+    }
+
+    /// What it said.
+    pub fn words(&self) -> String {
+        self.words.text()
     }
 }
 
@@ -165,40 +138,45 @@ impl Drop for Emulator {
     }
 }
 
-/// A file's length; 0 when it is not there (yet).
-fn length(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |data| data.len())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::path::Path;
 
-    #[test]
-    fn paths_with_commas_stay_whole() {
-        let files = Files::in_folder(Path::new("/tmp/a,b"), Path::new("/k"));
-        let all = arguments(Arch::X86_64, 192, &files);
-        assert!(all.contains(&"file,id=console,path=/tmp/a,,b/console".to_owned()), "{all:?}");
-        assert!(all.contains(&"192M".to_owned()));
+    fn plan(script: &str, hand_over: Vec<OwnedFd>) -> Plan {
+        Plan { program: "sh", package: "dash", args: vec!["-c".into(), script.into()], hand_over }
     }
 
     #[test]
     fn the_emulator_dies_with_its_value() {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let id = child.id();
-        drop(Emulator { child, started: Instant::now() });
+        let console = Console::Kept(MemFile::new("console", b"").unwrap());
+        let emulator = Emulator::start(plan("exec sleep 600", vec![]), &console).unwrap();
+        let id = emulator.child.id();
+        assert!(Path::new(&format!("/proc/{id}")).exists());
+        drop(emulator);
         assert!(!Path::new(&format!("/proc/{id}")).exists());
     }
 
     #[test]
-    fn the_time_is_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = Files::in_folder(folder.path(), Path::new("/k"));
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let id = child.id();
-        let emulator = Emulator { child, started: Instant::now() };
-        let ending = emulator.wait(&files, Duration::from_millis(50), |_| ()).unwrap();
-        assert!(matches!(ending, Ending::TimedOut));
-        assert!(!Path::new(&format!("/proc/{id}")).exists());
+    fn a_socket_is_handed_over_and_its_end_is_seen() {
+        let console = Console::Kept(MemFile::new("console", b"").unwrap());
+        let (mut ours, theirs) = socket().unwrap();
+        let script = format!("echo said >&{}; echo words", number(&theirs));
+        let mut emulator = Emulator::start(plan(&script, vec![theirs]), &console).unwrap();
+        let mut said = String::new();
+        ours.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "said\n");
+        assert!(emulator.wait().unwrap().success());
+        assert_eq!(emulator.words(), "words\n");
+    }
+
+    #[test]
+    fn a_missing_emulator_names_its_package() {
+        let console = Console::Kept(MemFile::new("console", b"").unwrap());
+        let plan =
+            Plan { program: "no-such-emulator", package: "emulators", args: vec![], hand_over: vec![] };
+        let error = Emulator::start(plan, &console).unwrap_err().to_string();
+        assert!(error.contains("apt-get install emulators"), "{error}");
     }
 }

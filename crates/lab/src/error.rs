@@ -5,18 +5,31 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::frame::FrameError;
+use crate::host::Lane;
 
 /// An error of the lab. Its text says what, why, and what to do about it where there is something to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No kernel of this name is listed.
-    #[error("no kernel is called `{name}`\nhint: one of {known}")]
-    UnknownKernel {
+    /// No host of this name is known.
+    #[error(
+        "no host of the lab is called `{name}`\nhint: one of {known}; `-nvhe` after an arm64 kernel's name is another lane"
+    )]
+    UnknownHost {
         /// The name that was asked for.
         name: String,
         /// The names there are.
         known: String,
+    },
+    /// A kernel cannot run in a lane.
+    #[error("{kernel} is built for {arch}, and the lane {lane} is not")]
+    Lane {
+        /// The kernel's short name.
+        kernel: String,
+        /// What it was built for.
+        arch: &'static str,
+        /// The lane that was asked for.
+        lane: Lane,
     },
     /// The kernel is listed, and not in the cache.
     #[error("{name} is not in {cache}\nhint: evenkeel lab fetch {name}")]

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::apt::Apt;
 use crate::cache::{Cache, Installed};
 use crate::error::Error;
-use crate::kernel::{Kernel, Package};
+use crate::kernel::{Kernel, Origin, Package};
 use crate::tool;
 
 /// Brings each of `kernels` into `cache`, unless it is there. `progress` is given a line for a person now and then.
@@ -26,7 +26,9 @@ pub fn fetch(kernels: &[&Kernel], cache: &Cache, progress: &mut dyn FnMut(&str))
         apt.update()?;
     }
     for kernel in missing {
-        progress(&format!("{}: {} from {}", kernel.name, kernel.version, kernel.suite));
+        if let Origin::Debian { version, suite, .. } = &kernel.origin {
+            progress(&format!("{}: {version} from {suite}", kernel.name));
+        }
         match fetch_one(kernel, &apt, cache) {
             Err(Error::Fetch { .. }) if !fresh => {
                 // Most likely the archive moved on since the indexes were read.
@@ -51,7 +53,7 @@ fn fetch_one(kernel: &Kernel, apt: &Apt, cache: &Cache) -> Result<(), Error> {
         .tempdir_in(parent)
         .map_err(Error::io("create a folder in", parent))?;
     let tree = work.path().join("tree");
-    for package in &kernel.packages {
+    for package in kernel.packages() {
         let deb = apt.download(kernel, package, work.path())?;
         verify(&deb, package)?;
         tool::output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree), "dpkg")?;

@@ -1,8 +1,7 @@
-//! What an emulated host finds in its memory: our init, the modules, the program. Also the contract between the two
-//! sides of the lab, which is why the init uses this module's paths.
+//! What an emulated host finds in its memory: our init and the modules. Also the contract between the two sides of the
+//! lab, which is why the init uses this module's paths.
 
 use crate::cpio::Archive;
-use crate::job::Job;
 use crate::modules::Module;
 
 /// Paths inside the emulated host.
@@ -11,18 +10,18 @@ pub mod paths {
     pub const MODULES: &str = "/lab/modules";
     /// The program.
     pub const PROGRAM: &str = "/lab/program";
-    /// The program's arguments, each ended by a zero byte.
-    pub const ARGS: &str = "/lab/args";
-    /// The files to bring back, each ended by a zero byte.
-    pub const OUTPUTS: &str = "/lab/outputs";
     /// The program's working folder.
     pub const WORK: &str = "/lab/work";
-    /// The name of the virtio-serial port that results go to.
-    pub const PORT: &str = "evenkeel.result";
+    /// The link to another host, where there is one: a file to read and write.
+    pub const LINK: &str = "/dev/evenkeel-link";
+    /// The name of the virtio-serial port that jobs come from and results go to.
+    pub const PORT: &str = "evenkeel.lab";
+    /// The name of the virtio-serial port of the link.
+    pub const LINK_PORT: &str = "evenkeel.link";
 }
 
-/// The initramfs of one run.
-pub(crate) fn build(init: &[u8], modules: &[Module], program: &[u8], job: &Job) -> Vec<u8> {
+/// The initramfs of a host.
+pub(crate) fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::new();
     for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules"] {
         archive.folder(folder);
@@ -33,13 +32,5 @@ pub(crate) fn build(init: &[u8], modules: &[Module], program: &[u8], job: &Job) 
     for (index, module) in modules.iter().enumerate() {
         archive.file(&format!("lab/modules/{index:03}-{}", module.name), &module.content);
     }
-    archive.file(&paths::PROGRAM[1..], program);
-    archive.file(&paths::ARGS[1..], &list(&job.args));
-    archive.file(&paths::OUTPUTS[1..], &list(&job.outputs));
     archive.finish()
-}
-
-/// Zero-ended strings. (A zero inside one would split it; neither arguments nor paths can hold one.)
-fn list(strings: &[String]) -> Vec<u8> {
-    strings.iter().flat_map(|text| text.bytes().chain([0])).collect()
 }

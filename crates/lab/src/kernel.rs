@@ -1,4 +1,4 @@
-//! The list of kernels, compiled in from `data/kernels.toml`.
+//! The kernels that the lab can boot: the list that is compiled in, and those that a user brought.
 
 use std::sync::LazyLock;
 
@@ -10,13 +10,16 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
-    /// x86 with AMD's SVM and nested paging, as QEMU emulates them.
+    /// x86.
     X86_64,
-    /// arm64 with EL2 and a GICv3, as QEMU emulates them.
+    /// arm64.
     Aarch64,
 }
 
 impl Arch {
+    /// Both.
+    pub const ALL: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
+
     /// The name that `uname -m` and Rust's targets use.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,22 +38,45 @@ impl Arch {
 }
 
 /// A kernel that the lab can boot.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// Short name: `debian-6.12`; arm64 kernels end in `-arm64`.
+    /// Short name: `debian-6.12`; listed arm64 kernels end in `-arm64`.
     pub name: String,
-    /// The architecture of the emulated host.
+    /// What it was built for.
     pub arch: Arch,
     /// What `uname -r` says under it.
     pub release: String,
-    /// The version of its packages.
-    pub version: String,
-    /// The suite whose index names them.
-    pub suite: String,
-    /// The packages that hold it: one up to 6.18, image and modules apart from then on.
-    #[serde(rename = "package")]
-    pub packages: Vec<Package>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a kernel comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Debian's archive.
+    Debian {
+        /// The version of its packages.
+        version: String,
+        /// The suite whose index names them.
+        suite: String,
+        /// The packages that hold it: one up to 6.18, image and modules apart from then on.
+        packages: Vec<Package>,
+    },
+    /// A user, who added an image or packages.
+    Added {
+        /// What was added, as the user named it.
+        from: String,
+    },
+}
+
+impl Kernel {
+    /// The packages that hold it; none of a kernel that a user brought.
+    pub fn packages(&self) -> &[Package] {
+        match &self.origin {
+            Origin::Debian { packages, .. } => packages,
+            Origin::Added { .. } => &[],
+        }
+    }
 }
 
 /// One Debian package.
@@ -63,27 +89,49 @@ pub struct Package {
     pub sha256: String,
 }
 
-static KERNELS: LazyLock<Vec<Kernel>> = LazyLock::new(|| {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct List {
-        kernel: Vec<Kernel>,
-    }
-    let list: List = toml::from_str(include_str!("../data/kernels.toml"))
-        .expect("kernels.toml is compiled in, and a test of this crate reads it");
-    list.kernel
-});
-
-/// Every kernel of the list: x86 first, ascending.
-pub fn kernels() -> &'static [Kernel] {
-    &KERNELS
+/// A kernel as `data/kernels.toml` writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    name: String,
+    arch: Arch,
+    release: String,
+    version: String,
+    suite: String,
+    #[serde(rename = "package")]
+    packages: Vec<Package>,
+    /// Lanes that are looked at besides the usual one of the architecture.
+    #[serde(default)]
+    lanes: Vec<String>,
 }
 
-/// The kernel with this short name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    kernel: Vec<Listed>,
+}
+
+/// The list with, for each kernel, the further lanes that it is looked at in.
+pub(crate) static LISTED: LazyLock<Vec<(Kernel, Vec<String>)>> = LazyLock::new(|| {
+    let list: List = toml::from_str(include_str!("../data/kernels.toml"))
+        .expect("kernels.toml is compiled in, and a test of this crate reads it");
+    let kernel = |l: Listed| {
+        let Listed { name, arch, release, version, suite, packages, lanes } = l;
+        (Kernel { name, arch, release, origin: Origin::Debian { version, suite, packages } }, lanes)
+    };
+    list.kernel.into_iter().map(kernel).collect()
+});
+
+/// Every listed kernel: x86 first, ascending.
+pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
+    LISTED.iter().map(|(kernel, _)| kernel)
+}
+
+/// The listed kernel with this short name.
 pub fn kernel(name: &str) -> Result<&'static Kernel, Error> {
-    kernels().iter().find(|kernel| kernel.name == name).ok_or_else(|| Error::UnknownKernel {
+    kernels().find(|kernel| kernel.name == name).ok_or_else(|| Error::UnknownHost {
         name: name.to_owned(),
-        known: kernels().iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", "),
+        known: kernels().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -93,15 +141,17 @@ mod tests {
 
     #[test]
     fn the_list_is_sound() {
-        let mut names: Vec<_> = kernels().iter().map(|kernel| &kernel.name).collect();
-        assert!(names.len() >= 10);
+        let mut names: Vec<_> = kernels().map(|kernel| &kernel.name).collect();
+        let count = names.len();
+        assert!(count >= 10);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), kernels().len(), "two kernels share a name");
+        assert_eq!(names.len(), count, "two kernels share a name");
         for kernel in kernels() {
             assert_eq!(kernel.name.ends_with("-arm64"), kernel.arch == Arch::Aarch64, "{}", kernel.name);
             assert!(kernel.release.ends_with(&format!("-cloud-{}", kernel.arch.debian())), "{}", kernel.name);
-            for package in &kernel.packages {
+            assert!(!kernel.packages().is_empty(), "{}", kernel.name);
+            for package in kernel.packages() {
                 let headers = package.name == "linux-libc-dev";
                 assert!(headers || package.name.ends_with(&kernel.release), "{}", package.name);
                 assert_eq!(package.sha256.len(), 64, "{}", package.name);

@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Error, Exit, Job, Kernel, Options, kernel, run};
+use evenkeel_lab::{Cache, Error, Exit, Host, Job, Machine, Options, host, kernels, run};
 
 /// The kernel that is tested with when none is named in `EVENKEEL_LAB_KERNEL`.
 const DEFAULT: &str = "debian-6.12";
 
 /// Why the lab cannot run here, or what is needed to run it.
-fn lab() -> Result<(&'static Kernel, Options), Error> {
+fn lab() -> Result<(Host, Options), Error> {
     let name = std::env::var("EVENKEEL_LAB_KERNEL").unwrap_or_else(|_| DEFAULT.to_owned());
-    let kernel = kernel(&name)?;
+    let host = host(&name, kernels())?;
     let options = Options::new(Cache::locate()?)?;
-    options.cache.installed(kernel)?;
-    options.binary("evenkeel-lab-init", kernel.arch)?;
-    Ok((kernel, options))
+    options.cache.installed(&host.kernel)?;
+    options.binary("evenkeel-lab-init", host.kernel.arch)?;
+    Ok((host, options))
 }
 
 /// Runs `body` in the lab.
-fn with_lab(body: impl FnOnce(&'static Kernel, Options)) {
-    let (kernel, options) = lab().unwrap_or_else(|why| panic!("the lab cannot run: {why}"));
-    body(kernel, options);
+fn with_lab(body: impl FnOnce(&Host, Options)) {
+    let (host, options) = lab().unwrap_or_else(|why| panic!("the lab cannot run: {why}"));
+    body(&host, options);
 }
 
 #[cfg_attr(
@@ -29,14 +29,15 @@ fn with_lab(body: impl FnOnce(&'static Kernel, Options)) {
 )]
 #[test]
 fn a_program_sees_kvm_and_its_files_come_back() {
-    with_lab(|kernel, options| {
-        let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
+    with_lab(|host, options| {
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
         let job =
             Job::new(&binary).arg("look.txt").output("look.txt").output("none.txt").output("/lab/program");
-        let output = run(kernel, &job, &options).unwrap_or_else(|error| panic!("{error}"));
+        let run = run(host, &job, &options).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((run.release.as_str(), &run.afterwards), (host.kernel.release.as_str(), &None));
+        let output = run.output;
         assert_eq!(output.exit, Exit::Code(0), "{output:?}");
         assert_eq!(output.stdout, b"looked\n");
-        assert_eq!(output.release, kernel.release);
         let look = String::from_utf8_lossy(&output.files["look.txt"]).into_owned();
         assert!(look.contains("/dev/kvm: opens\n"), "{look}");
         assert!(look.contains("/dev/net/tun: opens\n"), "{look}");
@@ -52,9 +53,9 @@ fn a_program_sees_kvm_and_its_files_come_back() {
 )]
 #[test]
 fn a_program_that_fails_is_no_error_of_the_lab() {
-    with_lab(|kernel, options| {
-        let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
-        let output = run(kernel, &Job::new(binary), &options).unwrap_or_else(|error| panic!("{error}"));
+    with_lab(|host, options| {
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        let output = run(host, &Job::new(binary), &options).unwrap_or_else(|error| panic!("{error}")).output;
         assert_eq!(output.exit, Exit::Code(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("not a command"));
     });
@@ -66,11 +67,11 @@ fn a_program_that_fails_is_no_error_of_the_lab() {
 )]
 #[test]
 fn what_is_no_static_program_is_said() {
-    with_lab(|kernel, options| {
+    with_lab(|host, options| {
         let folder = tempfile::tempdir().unwrap();
         let binary = folder.path().join("words");
         std::fs::write(&binary, "these are words").unwrap();
-        let error = run(kernel, &Job::new(&binary), &options).unwrap_err();
+        let error = run(host, &Job::new(&binary), &options).unwrap_err();
         assert!(
             matches!(&error, Error::Inside { message, .. } if message.contains("static binary")),
             "{error}"
@@ -84,10 +85,10 @@ fn what_is_no_static_program_is_said() {
 )]
 #[test]
 fn a_host_that_takes_too_long_is_killed() {
-    with_lab(|kernel, mut options| {
+    with_lab(|host, mut options| {
         options.timeout = Duration::from_millis(400);
-        let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
-        let error = run(kernel, &Job::new(binary), &options).unwrap_err();
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        let error = run(host, &Job::new(binary), &options).unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
     });
 }
@@ -98,10 +99,34 @@ fn a_host_that_takes_too_long_is_killed() {
 )]
 #[test]
 fn a_kernel_that_panics_is_quoted() {
-    with_lab(|kernel, options| {
-        let binary = options.binary("evenkeel-lab-init", kernel.arch).unwrap();
-        let error = run(kernel, &Job::new(binary).arg("panic"), &options).unwrap_err();
+    with_lab(|host, options| {
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        let error = run(host, &Job::new(binary).arg("panic"), &options).unwrap_err();
         assert!(matches!(error, Error::Died { .. }), "{error}");
         assert!(error.to_string().contains("Kernel panic"), "{error}");
+    });
+}
+
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
+#[test]
+fn a_host_takes_one_job_after_another() {
+    with_lab(|host, options| {
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        let mut machine = Machine::boot(host, &options).unwrap_or_else(|error| panic!("{error}"));
+        let first = machine.run(&Job::new(&binary).arg("a").input("b/c", "kept?").output("a").output("b/c"));
+        let first = first.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(first.files["b/c"], b"kept?");
+        // The second job finds nothing of the first.
+        let second = machine.run(&Job::new(&binary).output("a").output("b/c")).unwrap();
+        assert_eq!((second.exit, second.missing.len()), (Exit::Code(2), 2));
+        // One that cannot be started does not take the host down.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("words"), "these are words").unwrap();
+        assert!(machine.run(&Job::new(folder.path().join("words"))).is_err());
+        assert_eq!(machine.run(&Job::new(&binary).arg("a")).unwrap().exit, Exit::Code(0));
+        machine.off().unwrap_or_else(|error| panic!("{error}"));
     });
 }

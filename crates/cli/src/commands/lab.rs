@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels, run};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -60,38 +60,40 @@ impl Lab {
         match self.what {
             What::List => list(&cache, global),
             What::Fetch { kernels } => {
-                fetch(&choose(&kernels)?, &cache, &mut |line| anstream::eprintln!("{line}"))
-                    .map_err(failed)?;
+                let chosen: Vec<Kernel> = choose(&kernels)?.into_iter().map(|host| host.kernel).collect();
+                let chosen: Vec<&Kernel> = chosen.iter().collect();
+                fetch(&chosen, &cache, &mut |line| anstream::eprintln!("{line}")).map_err(failed)?;
                 Ok(0)
             }
             What::Run { hosts, bring, into, timeout, command } => {
                 let mut options = Options::new(cache).map_err(failed)?;
                 options.timeout = Duration::from_secs(timeout);
                 let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
-                each(&choose(&hosts)?, |kernel| {
+                each(&choose(&hosts)?, |host| {
                     let binary = match program.as_str() {
-                        "evenkeel" => options.binary("evenkeel", kernel.arch).map_err(failed)?,
+                        "evenkeel" => options.binary("evenkeel", host.kernel.arch).map_err(failed)?,
                         path => PathBuf::from(path),
                     };
-                    let job = Job { binary, args: args.to_vec(), outputs: bring.clone() };
-                    one(kernel, &job, &options, |file| {
+                    let mut job = Job::new(binary);
+                    (job.args, job.outputs) = (args.to_vec(), bring.clone());
+                    one(host, &job, &options, |file| {
                         let name = PathBuf::from(file);
                         let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
-                        into.join(&kernel.name).join(name)
+                        into.join(&host.name).join(name)
                     })
                 })
             }
             What::Capture { kernels: names, output: folder } => {
-                let chosen: Vec<&Kernel> = match names.as_slice() {
-                    [] => kernels().iter().filter(|k| cache.installed(k).is_ok()).collect(),
+                let chosen: Vec<Host> = match names.as_slice() {
+                    [] => hosts().into_iter().filter(|h| cache.installed(&h.kernel).is_ok()).collect(),
                     names => choose(names)?,
                 };
                 let options = Options::new(cache).map_err(failed)?;
-                each(&chosen, |kernel| {
-                    let binary = options.binary("evenkeel", kernel.arch).map_err(failed)?;
+                each(&chosen, |host| {
+                    let binary = options.binary("evenkeel", host.kernel.arch).map_err(failed)?;
                     let job =
                         Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json");
-                    one(kernel, &job, &options, |_| folder.join(format!("{}.json", kernel.name)))
+                    one(host, &job, &options, |_| folder.join(format!("{}.json", host.name)))
                 })
             }
         }
@@ -104,22 +106,24 @@ fn failed(e: evenkeel_lab::Error) -> Failure {
     Failure { exit: 3, ..Failure::bad(message, hint) }
 }
 
-fn choose(names: &[String]) -> Result<Vec<&'static Kernel>, Failure> {
+fn choose(names: &[String]) -> Result<Vec<Host>, Failure> {
     match names {
-        [] => Ok(kernels().iter().collect()),
-        names => names.iter().map(|n| kernel(n).map_err(|e| Failure { exit: 2, ..failed(e) })).collect(),
+        [] => Ok(hosts()),
+        names => {
+            names.iter().map(|n| host(n, kernels()).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
+        }
     }
 }
 
-/// Every kernel in turn: one that fails does not stop the others.
-fn each(chosen: &[&Kernel], mut work: impl FnMut(&Kernel) -> Result<u8, Failure>) -> Result<u8, Failure> {
+/// Every host in turn: one that fails does not stop the others.
+fn each(chosen: &[Host], mut work: impl FnMut(&Host) -> Result<u8, Failure>) -> Result<u8, Failure> {
     if chosen.is_empty() {
         return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch KERNEL"));
     }
     let mut worst = 0;
-    for (i, kernel) in chosen.iter().enumerate() {
-        anstream::eprintln!("[{}/{}] {}", i + 1, chosen.len(), kernel.name);
-        match work(kernel) {
+    for (i, host) in chosen.iter().enumerate() {
+        anstream::eprintln!("[{}/{}] {}", i + 1, chosen.len(), host.name);
+        match work(host) {
             Ok(code) => worst = worst.max(code),
             Err(failure) => {
                 failure.print();
@@ -131,13 +135,9 @@ fn each(chosen: &[&Kernel], mut work: impl FnMut(&Kernel) -> Result<u8, Failure>
 }
 
 /// Runs a job, prints what it printed, and writes its files.
-fn one(
-    kernel: &Kernel,
-    job: &Job,
-    options: &Options,
-    place: impl Fn(&str) -> PathBuf,
-) -> Result<u8, Failure> {
-    let out = run(kernel, job, options).map_err(failed)?;
+fn one(host: &Host, job: &Job, options: &Options, place: impl Fn(&str) -> PathBuf) -> Result<u8, Failure> {
+    let run = run(host, job, options).map_err(failed)?;
+    let out = &run.output;
     output::print(&String::from_utf8_lossy(&out.stdout))?;
     anstream::eprint!("{}", String::from_utf8_lossy(&out.stderr));
     for (name, bytes) in &out.files {
@@ -146,50 +146,55 @@ fn one(
             std::fs::create_dir_all(folder).map_err(|e| Failure::file(folder, &e))?;
         }
         output::write(&path, bytes)?;
-        anstream::eprintln!("{}: {name} is in {}", kernel.name, path.display());
+        anstream::eprintln!("{}: {name} is in {}", host.name, path.display());
     }
     for (name, why) in &out.missing {
-        anstream::eprintln!("{}: {name} did not come back: {why}", kernel.name);
+        anstream::eprintln!("{}: {name} did not come back: {why}", host.name);
     }
-    let d = out.durations;
+    if let Some(why) = &run.afterwards {
+        anstream::eprintln!("{}: its results are whole, and then: {why}", host.name);
+    }
     anstream::eprintln!(
-        "{}: {} booted in {:.1} s, the whole took {:.1} s",
-        kernel.name,
-        out.release,
-        d.boot.as_secs_f64(),
-        d.total.as_secs_f64()
+        "{}: {} {} in {:.1} s, the whole took {:.1} s",
+        host.name,
+        run.release,
+        if run.resumed { "was resumed" } else { "booted" },
+        run.boot.as_secs_f64(),
+        run.total.as_secs_f64()
     );
     Ok(match out.exit {
         Exit::Code(code) if !out.missing.is_empty() => u8::try_from(code).unwrap_or(3).max(3),
         Exit::Code(code) => u8::try_from(code).unwrap_or(3),
         Exit::Signal(signal) => {
-            anstream::eprintln!("{}: ended by signal {signal}", kernel.name);
+            anstream::eprintln!("{}: ended by signal {signal}", host.name);
             3
         }
     })
 }
 
-/// A kernel of the list.
+/// A host that the lab knows.
 #[derive(Serialize)]
 struct Listed<'a> {
     name: &'a str,
-    arch: &'a str,
+    lane: &'a str,
     release: &'a str,
+    /// The suite that the kernel comes from, or what a user brought.
+    from: &'a str,
     version: &'a str,
-    suite: &'a str,
     fetched: bool,
 }
 
 fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
-    let all: Vec<Listed<'_>> = kernels()
+    let all = hosts();
+    let all: Vec<Listed<'_>> = all
         .iter()
-        .map(|k| Listed {
-            name: &k.name,
-            arch: k.arch.name(),
-            release: &k.release,
-            version: &k.version,
-            suite: &k.suite,
-            fetched: cache.installed(k).is_ok(),
+        .map(|h| {
+            let (from, version) = match &h.kernel.origin {
+                Origin::Debian { version, suite, .. } => (suite.as_str(), version.as_str()),
+                Origin::Added { from } => (from.as_str(), ""),
+            };
+            let fetched = cache.installed(&h.kernel).is_ok();
+            Listed { name: &h.name, lane: h.lane.name(), release: &h.kernel.release, from, version, fetched }
         })
         .collect();
     match global.format {
@@ -197,7 +202,7 @@ fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
         Format::Text => {
             let line = |k: &Listed<'_>| {
                 let state = if k.fetched { "fetched" } else { "-" };
-                format!("{:<22} {:<8} {:<34} {:<22} {state}\n", k.name, k.arch, k.release, k.suite)
+                format!("{:<22} {:<8} {:<34} {:<22} {state}\n", k.name, k.lane, k.release, k.from)
             };
             output::print(&all.iter().map(line).collect::<String>())?;
         }

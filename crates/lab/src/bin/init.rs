@@ -1,7 +1,7 @@
-//! The init of an emulated host: loads KVM, runs one program, sends back what it did, powers off.
+//! The init of an emulated host: loads KVM, runs the programs that it is sent, sends back what they did, powers off.
 //!
-//! It is process 1, so returning is a kernel panic: whatever goes wrong is said on the result channel, or on the
-//! console when there is none yet, and the machine is powered off.
+//! It is process 1, so returning is a kernel panic: whatever goes wrong is said on the channel, or on the console when
+//! there is none yet, and the machine is powered off.
 
 #![forbid(unsafe_code)]
 
@@ -10,13 +10,14 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use evenkeel_lab::frame::{self, Kind};
+use evenkeel_lab::frame::{self, FrameError, Kind};
 use evenkeel_lab::paths;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
@@ -27,40 +28,41 @@ fn main() {
     if std::process::id() != 1 {
         look();
     }
-    let mut port = match prepare() {
-        Ok(port) => port,
-        Err(error) => {
-            eprintln!("evenkeel-lab-init: {error}");
-            off();
-        }
-    };
-    let outcome = load_modules().and_then(|()| run(&mut port));
-    if let Err(error) = outcome {
+    if let Err(error) = prepare().and_then(|port| serve(&port)) {
         eprintln!("evenkeel-lab-init: {error}");
-        // If this fails too, the missing end frame tells.
-        let _ = frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes());
     }
-    if let Err(error) = frame::write(&mut port, Kind::End, "", b"") {
-        eprintln!("evenkeel-lab-init: cannot write to the result channel: {error}");
-    }
-    drop(port);
     off();
 }
 
 /// Not process 1: the lab's own test program, which needs no other binary to show that everything is in its place.
 /// Says which devices can be opened, into the file that its last argument names; or, when that is `panic`, crashes the
-/// kernel.
+/// kernel; or, when it is `send` or `receive`, passes its working folder's file `text` over the link.
 fn look() -> ! {
-    let Some(file) = std::env::args_os().skip(1).last() else {
-        eprintln!("evenkeel-lab-init: this is the init of the lab's emulated hosts, not a command");
-        std::process::exit(2);
-    };
-    if file == "panic" {
+    let done = match std::env::args().skip(1).last().as_deref() {
+        None => Err("this is the init of the lab's emulated hosts, not a command".into()),
         // sysrq(c), as the kernel's Documentation/admin-guide/sysrq.rst says.
-        let error = fs::write("/proc/sysrq-trigger", "c").err();
-        eprintln!("evenkeel-lab-init: the kernel did not crash: {error:?}");
-        std::process::exit(1);
+        Some("panic") => fs::write("/proc/sysrq-trigger", "c")
+            .map_err(Into::into)
+            .and_then(|()| Err("the kernel did not crash".into())),
+        Some("send") => fs::read("text").map_err(Into::into).and_then(|text| {
+            let mut link = OpenOptions::new().write(true).open(paths::LINK)?;
+            Ok(frame::write(&mut link, Kind::File, "text", &text)?)
+        }),
+        Some("receive") => File::open(paths::LINK).map_err(Into::into).and_then(|mut link| {
+            let frame = frame::read(&mut link)?;
+            Ok(fs::write("text", frame.body)?)
+        }),
+        Some(file) => devices(Path::new(file)),
+    };
+    if let Err(error) = done {
+        let error: Box<dyn Error> = error;
+        eprintln!("evenkeel-lab-init: {error}");
+        std::process::exit(2);
     }
+    std::process::exit(0);
+}
+
+fn devices(file: &Path) -> Result<()> {
     let mut report = String::new();
     for device in ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net"] {
         match OpenOptions::new().read(true).write(true).open(device) {
@@ -69,12 +71,9 @@ fn look() -> ! {
         }
     }
     report += &format!("command line: {}", fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    if let Err(error) = fs::write(&file, report) {
-        eprintln!("evenkeel-lab-init: cannot write {}: {error}", Path::new(&file).display());
-        std::process::exit(1);
-    }
-    let told = std::io::stdout().write_all(b"looked\n");
-    std::process::exit(if told.is_ok() { 0 } else { 1 });
+    fs::write(file, report)?;
+    println!("looked");
+    Ok(())
 }
 
 /// Powers off. Does not come back.
@@ -86,7 +85,7 @@ fn off() -> ! {
     std::process::exit(1);
 }
 
-/// Mounts what programs expect and opens the result channel, which is a module on kernels before 6.12.
+/// Mounts what programs expect and opens the channel, which is a module on kernels before 6.12.
 fn prepare() -> Result<File> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
         mount(kind, target, kind, MountFlags::empty(), None)
@@ -94,11 +93,35 @@ fn prepare() -> Result<File> {
     }
     // Those of the channel come first, so that a failure of the others can be told through it.
     load(|name| name.starts_with("virtio"))?;
-    open_port()
+    let port = port(paths::PORT)?;
+    symlink(port_device(paths::LINK_PORT)?, paths::LINK)?;
+    Ok(port)
 }
 
-fn load_modules() -> Result<()> {
-    load(|name| !name.starts_with("virtio"))
+/// Loads KVM, then one job after another until the lab has no more.
+fn serve(mut port: &File) -> Result<()> {
+    if let Err(error) = load(|name| !name.starts_with("virtio")) {
+        frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
+        return Err(error);
+    }
+    let release = rustix::system::uname();
+    frame::write(&mut port, Kind::Ready, "", release.release().to_bytes())?;
+    loop {
+        match Job::read(port) {
+            Ok(None) => return Ok(()),
+            Ok(Some(job)) => {
+                if let Err(error) = job.run(port) {
+                    frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
+                }
+            }
+            // The lab is gone: nobody waits for this host any more.
+            Err(error) if matches!(error.downcast_ref(), Some(FrameError::Closed)) => return Ok(()),
+            Err(error) => {
+                frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
+                return Err(error);
+            }
+        }
+    }
 }
 
 fn load(wanted: impl Fn(&str) -> bool) -> Result<()> {
@@ -118,63 +141,106 @@ fn load(wanted: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// The port appears a moment after its driver.
-fn open_port() -> Result<File> {
+/// The device of a virtio-serial port, which appears a moment after its driver.
+fn port_device(wanted: &str) -> Result<PathBuf> {
     for _ in 0..500 {
         for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten() {
             let entry = entry?;
             let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-            if name.trim() == paths::PORT {
-                let device = Path::new("/dev").join(entry.file_name());
-                if let Ok(port) = OpenOptions::new().write(true).open(&device) {
-                    return Ok(port);
-                }
+            let device = Path::new("/dev").join(entry.file_name());
+            if name.trim() == wanted && device.exists() {
+                return Ok(device);
             }
         }
         sleep(Duration::from_millis(10));
     }
-    Err(format!("no virtio-serial port called {} appeared", paths::PORT).into())
+    Err(format!("no virtio-serial port called {wanted} appeared").into())
 }
 
-fn run(port: &mut File) -> Result<()> {
-    let release = rustix::system::uname();
-    frame::write(port, Kind::Ready, "", release.release().to_bytes())?;
+fn port(name: &str) -> Result<File> {
+    let device = port_device(name)?;
+    Ok(OpenOptions::new().read(true).write(true).open(device)?)
+}
 
-    let (stdout, stderr) = ("/tmp/stdout", "/tmp/stderr");
-    fs::create_dir(paths::WORK)?;
-    let args = fs::read(paths::ARGS)?;
-    let status = Command::new(paths::PROGRAM)
-        .args(split(&args).map(OsStr::from_bytes))
-        .current_dir(paths::WORK)
-        .env_clear()
-        .env("PATH", "/")
-        .env("HOME", "/tmp")
-        .stdin(Stdio::null())
-        .stdout(File::create(stdout)?)
-        .stderr(File::create(stderr)?)
-        .status()
-        .map_err(|e| {
-            format!("cannot start the program: {e}; it must be a static binary for this architecture")
-        })?;
+/// A job, whose program and files are in their places when it is read.
+#[derive(Default)]
+struct Job {
+    args: Vec<Vec<u8>>,
+    outputs: Vec<String>,
+    console: bool,
+}
 
-    match (status.code(), status.signal()) {
-        (Some(code), _) => frame::write(port, Kind::Exited, "", &code.to_le_bytes())?,
-        (None, signal) => frame::write(port, Kind::Killed, "", &signal.unwrap_or_default().to_le_bytes())?,
-    }
-    frame::write(port, Kind::Stdout, "", &fs::read(stdout)?)?;
-    frame::write(port, Kind::Stderr, "", &fs::read(stderr)?)?;
-    let outputs = fs::read(paths::OUTPUTS)?;
-    for output in split(&outputs) {
-        let name = std::str::from_utf8(output)?;
-        match fs::read(Path::new(paths::WORK).join(name)) {
-            Ok(content) => frame::write(port, Kind::File, name, &content)?,
-            Err(error) => frame::write(port, Kind::Missing, name, error.to_string().as_bytes())?,
+impl Job {
+    /// Reads the next job; nothing when the lab has no more.
+    fn read(mut port: &File) -> Result<Option<Job>> {
+        let mut job = Job::default();
+        if Path::new(paths::WORK).exists() {
+            fs::remove_dir_all(paths::WORK)?;
+        }
+        fs::create_dir(paths::WORK)?;
+        loop {
+            let frame = frame::read(&mut port)?;
+            match frame.kind {
+                Kind::Program => {
+                    fs::write(paths::PROGRAM, &frame.body)?;
+                    fs::set_permissions(paths::PROGRAM, fs::Permissions::from_mode(0o755))?;
+                }
+                Kind::Arg => job.args.push(frame.body),
+                Kind::Input => {
+                    let path = Path::new(paths::WORK).join(&frame.name);
+                    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+                    fs::write(&path, &frame.body)?;
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+                }
+                Kind::Output => job.outputs.push(frame.name),
+                Kind::Console => job.console = true,
+                Kind::Go => return Ok(Some(job)),
+                Kind::Off => return Ok(None),
+                other => return Err(format!("{other:?} is no part of a job").into()),
+            }
         }
     }
-    Ok(port.flush()?)
+
+    fn run(&self, mut port: &File) -> Result<()> {
+        let (stdout, stderr) = ("/tmp/stdout", "/tmp/stderr");
+        let mut command = Command::new(paths::PROGRAM);
+        command.args(self.args.iter().map(|arg| OsStr::from_bytes(arg))).current_dir(paths::WORK).env_clear();
+        command.env("PATH", "/bin:/lab/work").env("HOME", "/tmp").env("TERM", "vt220");
+        fs::write(stdout, "")?;
+        fs::write(stderr, "")?;
+        if self.console {
+            let console = OpenOptions::new().read(true).write(true).open(terminal()?)?;
+            let (input, output) = (console.try_clone()?, console.try_clone()?);
+            command.stdin(input).stdout(output).stderr(console);
+        } else {
+            command.stdin(Stdio::null()).stdout(File::create(stdout)?).stderr(File::create(stderr)?);
+        }
+        let status = command.status().map_err(|e| {
+            format!("cannot start the program: {e}; it must be a static binary for this architecture")
+        })?;
+        match (status.code(), status.signal()) {
+            (Some(code), _) => frame::write(&mut port, Kind::Exited, "", &code.to_le_bytes())?,
+            (None, signal) => {
+                frame::write(&mut port, Kind::Killed, "", &signal.unwrap_or_default().to_le_bytes())?;
+            }
+        }
+        frame::write(&mut port, Kind::Stdout, "", &fs::read(stdout)?)?;
+        frame::write(&mut port, Kind::Stderr, "", &fs::read(stderr)?)?;
+        for name in &self.outputs {
+            match fs::read(Path::new(paths::WORK).join(name)) {
+                Ok(content) => frame::write(&mut port, Kind::File, name, &content)?,
+                Err(error) => frame::write(&mut port, Kind::Missing, name, error.to_string().as_bytes())?,
+            }
+        }
+        frame::write(&mut port, Kind::End, "", b"")?;
+        Ok(port.flush()?)
+    }
 }
 
-/// The strings of a zero-ended list.
-fn split(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    list.split_inclusive(|byte| *byte == 0).map(|text| text.strip_suffix(&[0]).unwrap_or(text))
+/// The device that the console is, which a shell can have as its terminal; /dev/console itself cannot be one.
+fn terminal() -> Result<PathBuf> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let name = line.split_whitespace().rev().find_map(|word| word.strip_prefix("console="));
+    let name = name.and_then(|name| name.split(',').next()).ok_or("the command line names no console")?;
+    Ok(Path::new("/dev").join(name))
 }
