@@ -54,6 +54,7 @@ impl Captures {
             binaries: static_binaries(),
             memory_mib: 256,
             timeout: Duration::from_secs(self.timeout),
+            fresh: true,
         };
 
         let mut failed = Vec::new();

@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use crate::cache::Cache;
 use crate::error::Error;
-use crate::kernel::{Kernel, Origin, Package, kernels};
+use crate::kernel::{Arch, Kernel, Origin, Package, kernels};
 use crate::tool;
 
 /// The keyring that Debian's `debian-archive-keyring` installs; it verifies old suites and new ones.
@@ -148,6 +150,28 @@ impl Apt {
             why: format!("apt succeeded and left no {stem}_*.deb in {}", folder.display()),
             hint: "look into that folder",
         })
+    }
+}
+
+impl Apt {
+    /// Downloads the newest version of a package that is no kernel, and unpacks it into a folder that goes away with
+    /// the value. What it holds is vouched for by the archive's signature.
+    pub fn unpack(&self, package: &str, arch: Arch, cache: &Cache) -> Result<TempDir, Error> {
+        let folder = tempfile::Builder::new()
+            .prefix(".tool-")
+            .tempdir_in(cache.root())
+            .map_err(Error::io("create a folder in", cache.root()))?;
+        let wanted = format!("{package}:{}", arch.debian());
+        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder.path()), "apt")?;
+        let entries = fs::read_dir(folder.path()).map_err(Error::io("read", folder.path()))?;
+        let deb = entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some());
+        let deb = deb.ok_or_else(|| Error::Fetch {
+            what: wanted,
+            why: "apt succeeded and left no file".to_owned(),
+            hint: "look into the cache's folder apt",
+        })?;
+        tool::output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(folder.path()), "dpkg")?;
+        Ok(folder)
     }
 }
 

@@ -31,6 +31,22 @@ pub enum Error {
         /// The lane that was asked for.
         lane: Lane,
     },
+    /// A lane has no links.
+    #[error(
+        "{host} cannot be joined with another host: the lane {lane} has no links\nhint: use the lane svm or arm64"
+    )]
+    NoLink {
+        /// The host's name.
+        host: String,
+        /// Its lane.
+        lane: Lane,
+    },
+    /// Two hosts could not be joined.
+    #[error("cannot join two hosts: {why}")]
+    Link {
+        /// Why.
+        why: String,
+    },
     /// The kernel is listed, and not in the cache.
     #[error("{name} is not in {cache}\nhint: evenkeel lab fetch {name}")]
     NotFetched {

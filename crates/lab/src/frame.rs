@@ -42,7 +42,7 @@ pub enum Kind {
     Failure = 8,
     /// The end of a job's results.
     End = 9,
-    /// The program to run.
+    /// The program to run. Name: what it is told that it is called.
     Program = 16,
     /// Its next argument.
     Arg = 17,

@@ -47,6 +47,13 @@ impl Lane {
         }
     }
 
+    /// Whether two hosts can be joined by a link.
+    pub fn links(self) -> bool {
+        match self {
+            Lane::Svm | Lane::Arm64 | Lane::Arm64Nvhe => true,
+        }
+    }
+
     /// Whether a host that is booted and idle can be kept as a file and resumed.
     ///
     /// Measured with QEMU 7.2: hosts whose KVM runs in VHE mode hang after it (their EL2 timers are not in the

@@ -57,7 +57,8 @@ impl Job {
     }
 
     fn write(&self, program: &[u8], to: &mut impl Write) -> io::Result<()> {
-        frame::write(to, Kind::Program, "", program)?;
+        let name = self.binary.file_name().unwrap_or_default().to_string_lossy();
+        frame::write(to, Kind::Program, &name, program)?;
         for arg in &self.args {
             frame::write(to, Kind::Arg, "", arg.as_bytes())?;
         }

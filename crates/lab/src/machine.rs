@@ -86,12 +86,6 @@ fn modules(host: &Host, installed: &Installed) -> Result<Vec<Module>, Error> {
 }
 
 impl Machine {
-    /// Boots a host and waits until it takes jobs.
-    pub fn boot(host: &Host, options: &Options) -> Result<Machine, Error> {
-        let console = Console::Kept(MemFile::new("console", b"")?);
-        Machine::start(Start { host, options, console, link: None }, &Boot::of(host, options)?, None)
-    }
-
     /// Starts a host: from the beginning, or from the state that `incoming` holds and the release that it had then.
     pub(crate) fn start(
         start: Start<'_>,
@@ -201,6 +195,11 @@ impl Machine {
         if status.success() { Ok(self.started.elapsed()) } else { Err(self.died(status.to_string())) }
     }
 
+    /// From now on jobs may take as long as they like.
+    pub(crate) fn no_hurry(&mut self) {
+        self.timeout = Duration::from_secs(10 * 365 * 24 * 3600);
+    }
+
     /// The emulator's control connection. Once: the second time there is none.
     pub(crate) fn qmp(&mut self) -> Result<Qmp, Error> {
         let control = self.control.take().ok_or_else(|| self.died("its control socket is in use".into()))?;
@@ -300,7 +299,7 @@ impl Read for Patient<'_> {
 /// Boots or resumes `host`, runs `job`, powers off. The emulator is gone when this returns.
 pub fn run(host: &Host, job: &Job, options: &Options) -> Result<Run, Error> {
     let _slot = Slots::take(1);
-    let mut machine = Machine::boot(host, options)?;
+    let mut machine = Machine::up(host, options)?;
     let output = machine.run(job)?;
     Ok(Run::after(machine, output))
 }

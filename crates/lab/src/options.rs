@@ -19,6 +19,8 @@ pub struct Options {
     pub memory_mib: u32,
     /// When to give up on a boot or a job, on this machine's clock.
     pub timeout: Duration,
+    /// Boot anew even where the host could be resumed, and keep no state of it.
+    pub fresh: bool,
 }
 
 impl Options {
@@ -26,14 +28,14 @@ impl Options {
     pub(crate) const INIT: &'static str = "evenkeel-lab-init";
 
     /// Static binaries from `$EVENKEEL_STATIC`, or from the folder `static` beside this program or above it;
-    /// 256 MiB; two minutes.
+    /// 256 MiB; two minutes; resuming what can be resumed.
     pub fn new(cache: Cache) -> Result<Options, Error> {
         let binaries = match env::var_os("EVENKEEL_STATIC").filter(|value| !value.is_empty()) {
             Some(folder) => PathBuf::from(folder),
             None => beside_this_program()
                 .ok_or(Error::NoBinary { name: Options::INIT.to_owned(), arch: Arch::X86_64.name() })?,
         };
-        Ok(Options { cache, binaries, memory_mib: 256, timeout: Duration::from_secs(120) })
+        Ok(Options { cache, binaries, memory_mib: 256, timeout: Duration::from_secs(120), fresh: false })
     }
 
     /// The static binary `name` for `arch`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Error, Exit, Host, Job, Machine, Options, host, kernels, run};
+use evenkeel_lab::{Cache, Error, Exit, Host, Job, Machine, Options, host, kernels, run, run_pair};
 
 /// The kernel that is tested with when none is named in `EVENKEEL_LAB_KERNEL`.
 const DEFAULT: &str = "debian-6.12";
@@ -115,7 +115,7 @@ fn a_kernel_that_panics_is_quoted() {
 fn a_host_takes_one_job_after_another() {
     with_lab(|host, options| {
         let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
-        let mut machine = Machine::boot(host, &options).unwrap_or_else(|error| panic!("{error}"));
+        let mut machine = Machine::up(host, &options).unwrap_or_else(|error| panic!("{error}"));
         let first = machine.run(&Job::new(&binary).arg("a").input("b/c", "kept?").output("a").output("b/c"));
         let first = first.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(first.files["b/c"], b"kept?");
@@ -128,5 +128,72 @@ fn a_host_takes_one_job_after_another() {
         assert!(machine.run(&Job::new(folder.path().join("words"))).is_err());
         assert_eq!(machine.run(&Job::new(&binary).arg("a")).unwrap().exit, Exit::Code(0));
         machine.off().unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
+#[test]
+fn a_stream_passes_between_programs_on_two_hosts() {
+    with_lab(|host, options| {
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        // More than any buffer on the way holds, and no two parts alike.
+        let text: Vec<u8> =
+            (0..16_u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let send = Job::new(&binary).arg("send").input("text", text.clone());
+        let receive = Job::new(&binary).arg("receive").output("text");
+        let [sent, received] = run_pair((host, &send), (host, &receive), &options);
+        let sent = sent.unwrap_or_else(|error| panic!("{error}")).output;
+        assert_eq!(sent.exit, Exit::Code(0), "{}", String::from_utf8_lossy(&sent.stderr));
+        let received = received.unwrap_or_else(|error| panic!("{error}")).output;
+        assert_eq!(received.exit, Exit::Code(0), "{}", String::from_utf8_lossy(&received.stderr));
+        assert!(received.files["text"] == text, "the text came through changed");
+        println!("64 MiB over the link in {:.1} s, with the way in and out", received.took.as_secs_f64());
+        // One that ends without a word is noticed by the other.
+        let [gone, alone] = run_pair((host, &Job::new(&binary).arg("a")), (host, &receive), &options);
+        assert_eq!(gone.unwrap().output.exit, Exit::Code(0));
+        assert_eq!(alone.unwrap_or_else(|error| panic!("{error}")).output.exit, Exit::Code(2));
+    });
+}
+
+#[cfg_attr(
+    not(lab),
+    ignore = "boots a kernel: `cargo xtask cross && evenkeel lab fetch`, then set EVENKEEL_REQUIRE_LAB"
+)]
+#[test]
+fn a_kept_host_is_resumed_and_a_damaged_one_is_booted() {
+    with_lab(|host, options| {
+        if !host.lane.resumable() {
+            println!("hosts of the lane {} are always booted", host.lane);
+            return;
+        }
+        // A cache of its own, with the real one's kernels.
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(options.cache.root().join("kernels"), folder.path().join("kernels"))
+            .unwrap();
+        let options = Options { cache: Cache::at(folder.path()), ..options };
+        let up = || Machine::up(host, &options).unwrap_or_else(|error| panic!("{error}"));
+        let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
+        let job = Job::new(&binary).arg("a");
+        let first = up();
+        assert!(!first.resumed);
+        first.off().unwrap();
+        let mut second = up();
+        assert!(second.resumed);
+        assert_eq!(second.release(), host.kernel.release);
+        assert_eq!(second.run(&job).unwrap().exit, Exit::Code(0));
+        second.off().unwrap();
+        let kept: Vec<_> = std::fs::read_dir(folder.path().join("idle")).unwrap().flatten().collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        let state = std::fs::read(kept[0].path()).unwrap();
+        std::fs::write(kept[0].path(), &state[..state.len() / 2]).unwrap();
+        let mut third = up();
+        assert!(!third.resumed);
+        assert_eq!(third.run(&job).unwrap().exit, Exit::Code(0));
+        third.off().unwrap();
+        let fresh = Options { fresh: true, ..options.clone() };
+        assert!(!Machine::up(host, &fresh).unwrap().resumed);
     });
 }

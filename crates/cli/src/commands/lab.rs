@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Exit, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Kernel, Options, Origin, Run, fetch, host, hosts, kernels};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -27,9 +27,15 @@ enum What {
     },
     /// Run a program on a kernel and bring back what it prints, its files and its exit code.
     Run {
-        /// The kernels, one after another.
+        /// The hosts, two at a time.
         #[arg(required = true)]
         hosts: Vec<String>,
+        /// Boot anew, also where the host is kept idle and could be resumed.
+        #[arg(long)]
+        fresh: bool,
+        /// A file for the program's working folder.
+        #[arg(long, value_name = "FILE")]
+        send: Vec<PathBuf>,
         /// A file that the program writes and that is brought back, into FOLDER/HOST/.
         #[arg(long, value_name = "FILE")]
         bring: Vec<String>,
@@ -42,6 +48,27 @@ enum What {
         /// `evenkeel` and its arguments, or the path of a static binary and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Run a program on each of two hosts that are joined: each finds the link as /dev/evenkeel-link.
+    Link {
+        /// One host.
+        one: String,
+        /// The other host.
+        other: String,
+        /// Seconds that it may take.
+        #[arg(long, default_value_t = 120)]
+        timeout: u64,
+        /// The first host's program and its arguments, `---`, the second host's. Without `---`, the same on both.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Boot a host with a shell on this terminal; `exit` powers it off.
+    Shell {
+        /// By name.
+        host: String,
+        /// A file for the working folder, where `evenkeel` is, too.
+        #[arg(long, value_name = "FILE")]
+        send: Vec<PathBuf>,
     },
     /// Capture kernels: FOLDER/HOST.json for each.
     Capture {
@@ -65,39 +92,92 @@ impl Lab {
                 fetch(&chosen, &cache, &mut |line| anstream::eprintln!("{line}")).map_err(failed)?;
                 Ok(0)
             }
-            What::Run { hosts, bring, into, timeout, command } => {
+            What::Run { hosts, fresh, send, bring, into, timeout, command } => {
+                let mut options = Options::new(cache).map_err(failed)?;
+                (options.timeout, options.fresh) = (Duration::from_secs(timeout), fresh);
+                let inputs = read_all(&send)?;
+                let job = |host: &Host| {
+                    let mut job = program(&command, host, &options)?;
+                    (job.inputs, job.outputs) = (inputs.clone(), bring.clone());
+                    Ok(job)
+                };
+                each(&choose(&hosts)?, &options, job, |host, file| {
+                    let name = PathBuf::from(file);
+                    let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
+                    into.join(&host.name).join(name)
+                })
+            }
+            What::Link { one, other, timeout, command } => {
                 let mut options = Options::new(cache).map_err(failed)?;
                 options.timeout = Duration::from_secs(timeout);
-                let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
-                each(&choose(&hosts)?, |host| {
-                    let binary = match program.as_str() {
-                        "evenkeel" => options.binary("evenkeel", host.kernel.arch).map_err(failed)?,
-                        path => PathBuf::from(path),
-                    };
-                    let mut job = Job::new(binary);
-                    (job.args, job.outputs) = (args.to_vec(), bring.clone());
-                    one(host, &job, &options, |file| {
-                        let name = PathBuf::from(file);
-                        let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
-                        into.join(&host.name).join(name)
-                    })
-                })
+                link(&one, &other, &command, &options)
+            }
+            What::Shell { host: name, send } => {
+                let options = Options::new(cache).map_err(failed)?;
+                let host = choose(&[name])?.remove(0);
+                let mut files = read_all(&send)?;
+                // Where it is not built a person can still look around.
+                if let Ok(binary) = options.binary("evenkeel", host.kernel.arch) {
+                    files.extend(read_all(&[binary])?);
+                }
+                anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
+                Ok(exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {
                     [] => hosts().into_iter().filter(|h| cache.installed(&h.kernel).is_ok()).collect(),
                     names => choose(names)?,
                 };
-                let options = Options::new(cache).map_err(failed)?;
-                each(&chosen, |host| {
+                // Booted anew: a capture is of a host as it comes up.
+                let options = Options { fresh: true, ..Options::new(cache).map_err(failed)? };
+                let job = |host: &Host| {
                     let binary = options.binary("evenkeel", host.kernel.arch).map_err(failed)?;
-                    let job =
-                        Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json");
-                    one(host, &job, &options, |_| folder.join(format!("{}.json", host.name)))
-                })
+                    Ok(Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json"))
+                };
+                each(&chosen, &options, job, |host, _| folder.join(format!("{}.json", host.name)))
             }
         }
     }
+}
+
+/// The job that a command line means: `evenkeel` is the static binary for the host's architecture.
+fn program(command: &[String], host: &Host, options: &Options) -> Result<Job, Failure> {
+    let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
+    let binary = match program.as_str() {
+        "evenkeel" => options.binary("evenkeel", host.kernel.arch).map_err(failed)?,
+        path => PathBuf::from(path),
+    };
+    Ok(args.iter().fold(Job::new(binary), |job, arg| job.arg(arg)))
+}
+
+/// Files by their names without folders.
+fn read_all(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let read = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, std::fs::read(path).map_err(|e| Failure::file(path, &e))?))
+    };
+    paths.iter().map(read).collect()
+}
+
+fn link(one: &str, other: &str, command: &[String], options: &Options) -> Result<u8, Failure> {
+    let (one, other) = (choose(&[one.to_owned()])?.remove(0), choose(&[other.to_owned()])?.remove(0));
+    let mut parts = command.splitn(2, |word| word == "---");
+    let first = parts.next().unwrap_or_default();
+    let second = parts.next().unwrap_or(first);
+    let (first, second) = (program(first, &one, options)?, program(second, &other, options)?);
+    let mut worst = 0;
+    for (host, run) in
+        [&one, &other].into_iter().zip(evenkeel_lab::run_pair((&one, &first), (&other, &second), options))
+    {
+        match run.map_err(failed).and_then(|run| tell(host, &run, |_| PathBuf::new())) {
+            Ok(code) => worst = worst.max(code),
+            Err(failure) => {
+                failure.print();
+                worst = worst.max(failure.exit);
+            }
+        }
+    }
+    Ok(worst)
 }
 
 fn failed(e: evenkeel_lab::Error) -> Failure {
@@ -115,28 +195,34 @@ fn choose(names: &[String]) -> Result<Vec<Host>, Failure> {
     }
 }
 
-/// Every host in turn: one that fails does not stop the others.
-fn each(chosen: &[Host], mut work: impl FnMut(&Host) -> Result<u8, Failure>) -> Result<u8, Failure> {
+/// A job on every host, two at a time: one that fails does not stop the others.
+fn each(
+    chosen: &[Host],
+    options: &Options,
+    job: impl Fn(&Host) -> Result<Job, Failure> + Sync,
+    place: impl Fn(&Host, &str) -> PathBuf,
+) -> Result<u8, Failure> {
     if chosen.is_empty() {
         return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch KERNEL"));
     }
     let mut worst = 0;
-    for (i, host) in chosen.iter().enumerate() {
-        anstream::eprintln!("[{}/{}] {}", i + 1, chosen.len(), host.name);
-        match work(host) {
+    evenkeel_lab::each(
+        chosen,
+        |i, host| anstream::eprintln!("[{}/{}] {}", i + 1, chosen.len(), host.name),
+        |host| evenkeel_lab::run(host, &job(host)?, options).map_err(failed),
+        |host, run| match run.and_then(|run| tell(host, &run, |file| place(host, file))) {
             Ok(code) => worst = worst.max(code),
             Err(failure) => {
                 failure.print();
                 worst = worst.max(failure.exit);
             }
-        }
-    }
+        },
+    );
     Ok(worst)
 }
 
-/// Runs a job, prints what it printed, and writes its files.
-fn one(host: &Host, job: &Job, options: &Options, place: impl Fn(&str) -> PathBuf) -> Result<u8, Failure> {
-    let run = run(host, job, options).map_err(failed)?;
+/// Prints what a program printed, and writes its files.
+fn tell(host: &Host, run: &Run, place: impl Fn(&str) -> PathBuf) -> Result<u8, Failure> {
     let out = &run.output;
     output::print(&String::from_utf8_lossy(&out.stdout))?;
     anstream::eprint!("{}", String::from_utf8_lossy(&out.stderr));
@@ -162,14 +248,19 @@ fn one(host: &Host, job: &Job, options: &Options, place: impl Fn(&str) -> PathBu
         run.boot.as_secs_f64(),
         run.total.as_secs_f64()
     );
-    Ok(match out.exit {
-        Exit::Code(code) if !out.missing.is_empty() => u8::try_from(code).unwrap_or(3).max(3),
+    if let Exit::Signal(signal) = out.exit {
+        anstream::eprintln!("{}: ended by signal {signal}", host.name);
+    }
+    let code = exit_code(out.exit);
+    Ok(if out.missing.is_empty() { code } else { code.max(3) })
+}
+
+/// A program's end as an exit code of this one.
+fn exit_code(exit: Exit) -> u8 {
+    match exit {
         Exit::Code(code) => u8::try_from(code).unwrap_or(3),
-        Exit::Signal(signal) => {
-            anstream::eprintln!("{}: ended by signal {signal}", host.name);
-            3
-        }
-    })
+        Exit::Signal(_) => 3,
+    }
 }
 
 /// A host that the lab knows.

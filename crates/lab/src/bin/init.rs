@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -165,6 +165,7 @@ fn port(name: &str) -> Result<File> {
 /// A job, whose program and files are in their places when it is read.
 #[derive(Default)]
 struct Job {
+    name: String,
     args: Vec<Vec<u8>>,
     outputs: Vec<String>,
     console: bool,
@@ -182,6 +183,7 @@ impl Job {
             let frame = frame::read(&mut port)?;
             match frame.kind {
                 Kind::Program => {
+                    job.name = frame.name;
                     fs::write(paths::PROGRAM, &frame.body)?;
                     fs::set_permissions(paths::PROGRAM, fs::Permissions::from_mode(0o755))?;
                 }
@@ -204,6 +206,7 @@ impl Job {
     fn run(&self, mut port: &File) -> Result<()> {
         let (stdout, stderr) = ("/tmp/stdout", "/tmp/stderr");
         let mut command = Command::new(paths::PROGRAM);
+        command.arg0(&self.name);
         command.args(self.args.iter().map(|arg| OsStr::from_bytes(arg))).current_dir(paths::WORK).env_clear();
         command.env("PATH", "/bin:/lab/work").env("HOME", "/tmp").env("TERM", "vt220");
         fs::write(stdout, "")?;
