@@ -1,8 +1,14 @@
 //! Tells the tests what this machine has, so that what cannot run is reported as ignored, with the reason.
-//! EVENKEEL_REQUIRE_KVM turns that into a failure: the tests then run, and fail.
+//! EVENKEEL_REQUIRE_KVM turns that into a failure: the tests then run, and fail. EVENKEEL_REQUIRE_LAB does the same for
+//! those that boot kernels.
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(kvm)");
+    println!("cargo::rustc-check-cfg=cfg(lab)");
+    println!("cargo::rerun-if-env-changed=EVENKEEL_REQUIRE_LAB");
+    if std::env::var_os("EVENKEEL_REQUIRE_LAB").is_some() {
+        println!("cargo::rustc-cfg=lab");
+    }
     println!("cargo::rerun-if-env-changed=EVENKEEL_REQUIRE_KVM");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=/dev/kvm");

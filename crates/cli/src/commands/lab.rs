@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Exit, Host, Job, Kernel, Options, Origin, Run, fetch, host, hosts, kernels};
+use evenkeel_lab::{Cache, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels};
 use serde::Serialize;
 
+use super::lab_run;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -95,33 +96,35 @@ impl Lab {
             What::Run { hosts, fresh, send, bring, into, timeout, command } => {
                 let mut options = Options::new(cache).map_err(failed)?;
                 (options.timeout, options.fresh) = (Duration::from_secs(timeout), fresh);
-                let inputs = read_all(&send)?;
+                let inputs = lab_run::read_all(&send)?;
                 let job = |host: &Host| {
-                    let mut job = program(&command, host, &options)?;
+                    let mut job = lab_run::program(&command, host, &options)?;
                     (job.inputs, job.outputs) = (inputs.clone(), bring.clone());
                     Ok(job)
                 };
-                each(&choose(&hosts)?, &options, job, |host, file| {
+                let place = |host: &Host, file: &str| {
                     let name = PathBuf::from(file);
                     let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
                     into.join(&host.name).join(name)
-                })
+                };
+                lab_run::each(&choose(&hosts)?, &options, global, job, place)
             }
             What::Link { one, other, timeout, command } => {
                 let mut options = Options::new(cache).map_err(failed)?;
                 options.timeout = Duration::from_secs(timeout);
-                link(&one, &other, &command, &options)
+                let hosts = choose(&[one, other])?;
+                lab_run::link(&hosts, &command, &options, global)
             }
             What::Shell { host: name, send } => {
                 let options = Options::new(cache).map_err(failed)?;
                 let host = choose(&[name])?.remove(0);
-                let mut files = read_all(&send)?;
+                let mut files = lab_run::read_all(&send)?;
                 // Where it is not built a person can still look around.
                 if let Ok(binary) = options.binary("evenkeel", host.kernel.arch) {
-                    files.extend(read_all(&[binary])?);
+                    files.extend(lab_run::read_all(&[binary])?);
                 }
                 anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
-                Ok(exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
+                Ok(lab_run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {
@@ -131,56 +134,17 @@ impl Lab {
                 // Booted anew: a capture is of a host as it comes up.
                 let options = Options { fresh: true, ..Options::new(cache).map_err(failed)? };
                 let job = |host: &Host| {
-                    let binary = options.binary("evenkeel", host.kernel.arch).map_err(failed)?;
+                    let binary = options.binary("evenkeel", host.kernel.arch)?;
                     Ok(Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json"))
                 };
-                each(&chosen, &options, job, |host, _| folder.join(format!("{}.json", host.name)))
+                let place = |host: &Host, _: &str| folder.join(format!("{}.json", host.name));
+                lab_run::each(&chosen, &options, global, job, place)
             }
         }
     }
 }
 
-/// The job that a command line means: `evenkeel` is the static binary for the host's architecture.
-fn program(command: &[String], host: &Host, options: &Options) -> Result<Job, Failure> {
-    let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
-    let binary = match program.as_str() {
-        "evenkeel" => options.binary("evenkeel", host.kernel.arch).map_err(failed)?,
-        path => PathBuf::from(path),
-    };
-    Ok(args.iter().fold(Job::new(binary), |job, arg| job.arg(arg)))
-}
-
-/// Files by their names without folders.
-fn read_all(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, Failure> {
-    let read = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((name, std::fs::read(path).map_err(|e| Failure::file(path, &e))?))
-    };
-    paths.iter().map(read).collect()
-}
-
-fn link(one: &str, other: &str, command: &[String], options: &Options) -> Result<u8, Failure> {
-    let (one, other) = (choose(&[one.to_owned()])?.remove(0), choose(&[other.to_owned()])?.remove(0));
-    let mut parts = command.splitn(2, |word| word == "---");
-    let first = parts.next().unwrap_or_default();
-    let second = parts.next().unwrap_or(first);
-    let (first, second) = (program(first, &one, options)?, program(second, &other, options)?);
-    let mut worst = 0;
-    for (host, run) in
-        [&one, &other].into_iter().zip(evenkeel_lab::run_pair((&one, &first), (&other, &second), options))
-    {
-        match run.map_err(failed).and_then(|run| tell(host, &run, |_| PathBuf::new())) {
-            Ok(code) => worst = worst.max(code),
-            Err(failure) => {
-                failure.print();
-                worst = worst.max(failure.exit);
-            }
-        }
-    }
-    Ok(worst)
-}
-
-fn failed(e: evenkeel_lab::Error) -> Failure {
+pub(super) fn failed(e: evenkeel_lab::Error) -> Failure {
     let text = e.to_string();
     let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
     Failure { exit: 3, ..Failure::bad(message, hint) }
@@ -192,74 +156,6 @@ fn choose(names: &[String]) -> Result<Vec<Host>, Failure> {
         names => {
             names.iter().map(|n| host(n, kernels()).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
         }
-    }
-}
-
-/// A job on every host, two at a time: one that fails does not stop the others.
-fn each(
-    chosen: &[Host],
-    options: &Options,
-    job: impl Fn(&Host) -> Result<Job, Failure> + Sync,
-    place: impl Fn(&Host, &str) -> PathBuf,
-) -> Result<u8, Failure> {
-    if chosen.is_empty() {
-        return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch KERNEL"));
-    }
-    let mut worst = 0;
-    evenkeel_lab::each(
-        chosen,
-        |i, host| anstream::eprintln!("[{}/{}] {}", i + 1, chosen.len(), host.name),
-        |host| evenkeel_lab::run(host, &job(host)?, options).map_err(failed),
-        |host, run| match run.and_then(|run| tell(host, &run, |file| place(host, file))) {
-            Ok(code) => worst = worst.max(code),
-            Err(failure) => {
-                failure.print();
-                worst = worst.max(failure.exit);
-            }
-        },
-    );
-    Ok(worst)
-}
-
-/// Prints what a program printed, and writes its files.
-fn tell(host: &Host, run: &Run, place: impl Fn(&str) -> PathBuf) -> Result<u8, Failure> {
-    let out = &run.output;
-    output::print(&String::from_utf8_lossy(&out.stdout))?;
-    anstream::eprint!("{}", String::from_utf8_lossy(&out.stderr));
-    for (name, bytes) in &out.files {
-        let path = place(name);
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| Failure::file(folder, &e))?;
-        }
-        output::write(&path, bytes)?;
-        anstream::eprintln!("{}: {name} is in {}", host.name, path.display());
-    }
-    for (name, why) in &out.missing {
-        anstream::eprintln!("{}: {name} did not come back: {why}", host.name);
-    }
-    if let Some(why) = &run.afterwards {
-        anstream::eprintln!("{}: its results are whole, and then: {why}", host.name);
-    }
-    anstream::eprintln!(
-        "{}: {} {} in {:.1} s, the whole took {:.1} s",
-        host.name,
-        run.release,
-        if run.resumed { "was resumed" } else { "booted" },
-        run.boot.as_secs_f64(),
-        run.total.as_secs_f64()
-    );
-    if let Exit::Signal(signal) = out.exit {
-        anstream::eprintln!("{}: ended by signal {signal}", host.name);
-    }
-    let code = exit_code(out.exit);
-    Ok(if out.missing.is_empty() { code } else { code.max(3) })
-}
-
-/// A program's end as an exit code of this one.
-fn exit_code(exit: Exit) -> u8 {
-    match exit {
-        Exit::Code(code) => u8::try_from(code).unwrap_or(3),
-        Exit::Signal(_) => 3,
     }
 }
 
