@@ -33,6 +33,9 @@ pub fn explain(name: &str) -> Option<String> {
     if let Some((r, f)) = catalog::register(&single(name)) {
         return Some(register(name, r, f));
     }
+    if let Some(text) = crate::interface::explain(name) {
+        return Some(text);
+    }
     let number = name.strip_prefix("cap.").unwrap_or(name);
     let cap = number
         .parse()
@@ -188,7 +191,7 @@ fn item(name: &str) -> Option<String> {
                 });
                 let enumerated = catalog::enumerated_by(name).map(|(r, f)| {
                     let text = despite(r, "a guest that is not shown it reaches the MSR all the same");
-                    format!("  enumerated by {}\n", wrap(&format!("{}.{}; {text}", r.name, f.name), WIDTH, "      "))
+                    format!("  enumerated by {}\n", wrap(&format!("{}.{}. {text}", r.name, f.name), WIDTH, "      "))
                 });
                 item.unwrap_or_default() + &enumerated.collect::<String>() + &feature.unwrap_or_default()
             }
