@@ -115,7 +115,8 @@ fn choices(data: &Data, facets: &Facets, problems: &mut Vec<String>) {
         if c.title.is_empty() {
             problems.push(format!("`{}` has no title", c.name));
         }
-        let conditions = |v: &'_ crate::Choosable| [v.when.0.clone(), v.or_when.0.clone(), v.unsure_when.0.clone()];
+        let conditions =
+            |v: &'_ crate::Choosable| [v.when.0.clone(), v.or_when.0.clone(), v.unsure_when.0.clone()];
         for condition in c.values.iter().flat_map(conditions).flatten() {
             match condition.cap {
                 Some(cap) if caps.contains(&cap) => {}
@@ -135,13 +136,19 @@ fn reaches(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
         let any = r.fields.iter().any(|f| !f.reaches.is_empty());
         let gate = data.choice.iter().any(|c| c.name == r.gate && c.values.iter().any(|v| v.value == 0));
         if any != !r.gate.is_empty() || (any && !gate) {
-            problems.push(format!("register `{}`: reaches something if and only if a choice is its gate", r.name));
+            problems.push(format!(
+                "register `{}`: reaches something if and only if a choice is its gate",
+                r.name
+            ));
         }
         if !r.within.is_empty() && (r.gate.is_empty() || !facets.contains_key(&r.within)) {
             problems.push(format!("register `{}`: within `{}`, which is no facet", r.name, r.within));
         }
         for what in r.fields.iter().flat_map(|f| f.reaches.iter()) {
-            let call = what.strip_prefix("hypercall.").or(what.strip_prefix("hv-hypercall.")).map(|n| u32::from_str_radix(n, 16).is_ok());
+            let call = what
+                .strip_prefix("hypercall.")
+                .or(what.strip_prefix("hv-hypercall."))
+                .map(|n| u32::from_str_radix(n, 16).is_ok());
             if !call.unwrap_or_else(|| ends(what).iter().all(|i| items.contains(i))) {
                 problems.push(format!("register `{}`: reaches `{what}`, which is nothing", r.name));
             }

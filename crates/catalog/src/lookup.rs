@@ -49,11 +49,14 @@ pub fn enumerated_by(what: &str) -> impl Iterator<Item = (&'static Register, &'s
     let mine = what.strip_prefix("msr.").and_then(number);
     let covers = move |reached: &str| {
         reached == what
-            || reached.strip_prefix("msr.").and_then(|run| run.split_once('-')).is_some_and(|(first, last)| {
-                number(first).zip(number(last)).zip(mine).is_some_and(|((a, b), n)| (a..=b).contains(&n))
-            })
+            || reached.strip_prefix("msr.").and_then(|run| run.split_once('-')).is_some_and(
+                |(first, last)| {
+                    number(first).zip(number(last)).zip(mine).is_some_and(|((a, b), n)| (a..=b).contains(&n))
+                },
+            )
     };
-    let all = REGISTERS.iter().filter(|r| !r.gate.is_empty()).flat_map(|r| r.fields.iter().map(move |f| (r, f)));
+    let all =
+        REGISTERS.iter().filter(|r| !r.gate.is_empty()).flat_map(|r| r.fields.iter().map(move |f| (r, f)));
     all.filter(move |(_, f)| f.reaches.iter().any(|reached| covers(reached)))
 }
 

@@ -125,7 +125,9 @@ record! {
         pub bits: u64,
         /// Ask the answer on the VM of the shape at hand rather than on the system fd.
         pub on_vm: bool,
-        /// The condition holds when the bits are clear (or the answer is 0).
+        /// The answer is a number, and must be this at least; `bits` does not count.
+        pub at_least: Option<u64>,
+        /// The condition holds when the bits are clear (or the answer is 0, or too small).
         pub not: bool,
     }
 

@@ -26,11 +26,15 @@ fn has(view: &View, msr: u32) -> Option<bool> {
 /// The MSRs that a field enumerates behind its register's gate.
 pub fn msrs(field: &Field) -> impl Iterator<Item = u32> + use<> {
     let hex = |t: &str| u32::from_str_radix(t, 16).ok();
-    field.reaches.iter().filter_map(move |what| {
-        let run = what.strip_prefix("msr.")?;
-        let (first, last) = run.split_once('-').unwrap_or((run, run));
-        Some(hex(first)?..=hex(last)?)
-    }).flatten()
+    field
+        .reaches
+        .iter()
+        .filter_map(move |what| {
+            let run = what.strip_prefix("msr.")?;
+            let (first, last) = run.split_once('-').unwrap_or((run, run));
+            Some(hex(first)?..=hex(last)?)
+        })
+        .flatten()
 }
 
 /// Judges the MSRs that the guest is not shown, and reaches on `q.on` nevertheless.

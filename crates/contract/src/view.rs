@@ -421,7 +421,11 @@ pub fn capability(offer: &Offer, cap: u32, shape: Option<usize>) -> i32 {
 fn holds(condition: &Condition, offer: &Offer, shape: usize) -> bool {
     let Some(cap) = condition.cap else { return false };
     let answer = capability(offer, cap, condition.on_vm.then_some(shape)) as u32 as u64;
-    let set = if condition.bits == 0 { answer != 0 } else { answer & condition.bits == condition.bits };
+    let set = match (condition.at_least, condition.bits) {
+        (Some(least), _) => answer >= least,
+        (None, 0) => answer != 0,
+        (None, bits) => answer & bits == bits,
+    };
     set != condition.not
 }
 

@@ -26,7 +26,8 @@ fn at(name: &str) -> Coord {
 /// The contract of a guest that is shown what the host offers, but for these words, with both gates at `gate`.
 fn contract(view: &View, words: &[(&str, u64)], gate: u8) -> Contract {
     let mut contract = Contract { name: "guest".to_owned(), ..Contract::unpinned(Arch::X86_64, &view.shape) };
-    contract.words = words.iter().map(|(name, value)| Promise { at: at(name), value: *value, open: 0 }).collect();
+    contract.words =
+        words.iter().map(|(name, value)| Promise { at: at(name), value: *value, open: 0 }).collect();
     contract.words.sort_by_key(|p| p.at);
     for gate_name in GATES {
         let choice = CHOICES.iter().position(|c| c.name == gate_name).unwrap() as u16;
@@ -61,7 +62,10 @@ fn a_hidden_msr_that_only_the_new_host_has_is_found() {
         let subjects: Vec<&str> = found.iter().map(|f| f.subject.as_str()).collect();
         assert_eq!(subjects, ["msr.40000118"], "{journey:?}");
         assert_eq!(found[0].outcome, Outcome::HoldsWithSelectors);
-        assert_eq!((found[0].before.as_str(), found[0].after.as_str()), ("not shown, not there", "not shown, reachable"));
+        assert_eq!(
+            (found[0].before.as_str(), found[0].after.as_str()),
+            ("not shown, not there", "not shown, reachable")
+        );
     }
     // Not on the way back, nor between hosts that both have it, nor on one host.
     assert_eq!(reached(&open, &n, &o, Journey::RunningUp), []);
@@ -135,7 +139,9 @@ fn a_kernel_without_the_list_of_quirks_offers_those_that_it_has() {
         let index = CHOICES.iter().position(|c| c.name == name).unwrap() as u16;
         *views(surface, "o")[0].choice(index).unwrap()
     };
-    for quirk in ["lint0-reenabled", "cd-nw-cleared", "lapic-mmio-hole", "out-7e-inc-rip", "misc-enable-no-mwait"] {
+    for quirk in
+        ["lint0-reenabled", "cd-nw-cleared", "lapic-mmio-hole", "out-7e-inc-rip", "misc-enable-no-mwait"]
+    {
         let offered = offer(&o, &format!("x86.quirk.{quirk}"));
         assert_eq!((offered.default, offered.values, offered.complete), (Some(0), 0b11, true), "{quirk}");
     }

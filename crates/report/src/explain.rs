@@ -191,7 +191,10 @@ fn item(name: &str) -> Option<String> {
                 });
                 let enumerated = catalog::enumerated_by(name).map(|(r, f)| {
                     let text = despite(r, "a guest that is not shown it reaches the MSR all the same");
-                    format!("  enumerated by {}\n", wrap(&format!("{}.{}. {text}", r.name, f.name), WIDTH, "      "))
+                    format!(
+                        "  enumerated by {}\n",
+                        wrap(&format!("{}.{}. {text}", r.name, f.name), WIDTH, "      ")
+                    )
                 });
                 item.unwrap_or_default() + &enumerated.collect::<String>() + &feature.unwrap_or_default()
             }
@@ -229,7 +232,8 @@ fn register(name: &str, r: &catalog::Register, f: Option<&catalog::Field>) -> St
             }
             if !f.reaches.is_empty() {
                 let what: Vec<String> = f.reaches.iter().map(|r| reached(r)).collect();
-                let text = format!("{}. {}", what.join(", "), despite(r, "hiding the bit does not take that away"));
+                let text =
+                    format!("{}. {}", what.join(", "), despite(r, "hiding the bit does not take that away"));
                 let _ = writeln!(w, "  enumerates {}", wrap(&text, WIDTH, "      "));
             }
         }
@@ -251,16 +255,24 @@ fn reached(what: &str) -> String {
     let first = what.strip_prefix("msr.").and_then(|run| number(run.split('-').next().unwrap_or(run)));
     match (first.and_then(catalog::msr), what.rsplit_once("hypercall.")) {
         (Some(msr), _) => format!("{} ({what})", msr.name),
-        (None, Some((prefix, n))) => format!("{}hypercall 0x{n}", if prefix.is_empty() { "" } else { "Hyper-V " }),
+        (None, Some((prefix, n))) => {
+            format!("{}hypercall 0x{n}", if prefix.is_empty() { "" } else { "Hyper-V " })
+        }
         _ => what.to_owned(),
     }
 }
 
 /// What the gate of a register makes of its bits, and how to shut it.
 fn despite(r: &catalog::Register, but: &str) -> String {
-    let within = if r.within.is_empty() { String::new() } else { format!(" (as long as {} is shown)", r.within) };
-    let how = catalog::choice(r.gate).and_then(|c| c.selector.first()).map_or("", |step| step.trim_start_matches("on: "));
-    format!("While `{}` is off, {but}{within}. To make KVM heed the bit: {how}. To take away one MSR: KVM_X86_SET_MSR_FILTER.", r.gate)
+    let within =
+        if r.within.is_empty() { String::new() } else { format!(" (as long as {} is shown)", r.within) };
+    let how = catalog::choice(r.gate)
+        .and_then(|c| c.selector.first())
+        .map_or("", |step| step.trim_start_matches("on: "));
+    format!(
+        "While `{}` is off, {but}{within}. To make KVM heed the bit: {how}. To take away one MSR: KVM_X86_SET_MSR_FILTER.",
+        r.gate
+    )
 }
 
 /// The ledger entries that speak of a facet or item.

@@ -45,8 +45,15 @@ pub(crate) fn explain(name: &str) -> Option<String> {
             let _ = writeln!(out, "  items of state: {}", i.items.join(", "));
         }
     }
-    for a in catalog::DEVICE_ATTRIBUTES.iter().filter(|a| a.attr == name || (a.attr.is_empty() && a.group == name)) {
-        let what = format!("an attribute of the {} (group {} {})", format!("{:?}", a.fd).to_lowercase(), a.group, a.group_number);
+    for a in
+        catalog::DEVICE_ATTRIBUTES.iter().filter(|a| a.attr == name || (a.attr.is_empty() && a.group == name))
+    {
+        let what = format!(
+            "an attribute of the {} (group {} {})",
+            format!("{:?}", a.fd).to_lowercase(),
+            a.group,
+            a.group_number
+        );
         out += &entry(name, &what, a.guest, a.why, &kernels(a.since, ""));
     }
     for f in catalog::FLAGS.iter().filter(|f| f.name == name) {
@@ -57,7 +64,8 @@ pub(crate) fn explain(name: &str) -> Option<String> {
     }
     if out.is_empty() {
         let n = catalog::not_guest_visible(name)?;
-        out = format!("{}: no guest can notice it\n  {}\n", paint(HEAD, name), wrap(n.reason, WIDTH, "      "));
+        out =
+            format!("{}: no guest can notice it\n  {}\n", paint(HEAD, name), wrap(n.reason, WIDTH, "      "));
     }
     Some(out)
 }

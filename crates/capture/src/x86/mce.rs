@@ -18,7 +18,9 @@ pub(crate) fn measure(system: &System<'_>, caps: &Answers, table: &[CpuidEntry],
     if !intel || !caps.may_have(CAP_MCE) {
         return;
     }
-    let Some(bytes) = parts.book.ask("x86.mce", system.get(&KVM_X86_GET_MCE_CAP_SUPPORTED, 8)) else { return };
+    let Some(bytes) = parts.book.ask("x86.mce", system.get(&KVM_X86_GET_MCE_CAP_SUPPORTED, 8)) else {
+        return;
+    };
     let supported = bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
     for (facet, bit) in INTEL {
         let (accepts, refuses) = split(supported, bit);
