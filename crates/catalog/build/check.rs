@@ -135,7 +135,7 @@ fn reaches(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mu
     for r in &data.register {
         let any = r.fields.iter().any(|f| !f.reaches.is_empty());
         let gate = data.choice.iter().any(|c| c.name == r.gate && c.values.iter().any(|v| v.value == 0));
-        if any != !r.gate.is_empty() || (any && !gate) {
+        if any == r.gate.is_empty() || (any && !gate) {
             problems.push(format!(
                 "register `{}`: reaches something if and only if a choice is its gate",
                 r.name

@@ -170,6 +170,11 @@ fn choice(c: &catalog::Choice) -> String {
     if !c.hazard.is_empty() {
         let _ = writeln!(w, "  hazard: {}", wrap(c.hazard, WIDTH, "      "));
     }
+    for r in catalog::REGISTERS.iter().filter(|r| r.gate == c.name) {
+        let names: Vec<&str> = r.fields.iter().filter(|f| !f.reaches.is_empty()).map(|f| f.name).collect();
+        let text = format!("{}: {}", r.name, names.join(", "));
+        let _ = writeln!(w, "  decides whether these bits count: {}", wrap(&text, WIDTH, "      "));
+    }
     out + &mentions(c.name)
 }
 
