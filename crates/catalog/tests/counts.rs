@@ -139,6 +139,7 @@ fn arm64() {
     c.at_least(1, "attributes of stolen time", count("KVM_ARM_VCPU_PVTIME_CTRL"));
     c.at_least(1, "filters of firmware calls", count("KVM_ARM_VM_SMCCC_CTRL"));
     let choice = |name: &str| CHOICES.iter().filter(|c| c.name == name).count();
+    c.at_least(2, "facets of RAS", CHOICES.iter().filter(|c| c.name.starts_with("arm64.ras.")).count());
     c.at_least(1, "revisions of the vGIC", choice("arm64.vgic.iidr"));
     c.at_least(1, "widths of guest physical addresses", choice("arm64.ipa-size"));
     let state: u64 = REGS.iter().map(|r| r.last.unwrap_or(r.id) - r.id + 1).sum();
