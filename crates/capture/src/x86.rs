@@ -11,6 +11,7 @@ use crate::{Error, Options, Parts, Timings};
 
 pub(crate) mod cpuid;
 mod lapic;
+mod mce;
 mod msrs;
 mod sections;
 
@@ -146,6 +147,7 @@ fn ask_system(system: &System<'_>, parts: &mut Parts) -> (Answers, Vec<evenkeel_
     parts.offer.cpuid_emulated = emulated;
     parts.offer.cpuid_hyperv = hyperv;
 
+    mce::measure(system, &caps, &table, parts);
     if caps.may_have(CAP_MSR_FEATURES) {
         let list = system.msr_list(&KVM_GET_MSR_FEATURE_INDEX_LIST);
         let mut list = parts.book.ask("feature-msrs", list).unwrap_or_default();

@@ -9,6 +9,7 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     let facets = registers(data, problems);
     choices(data, &facets, problems);
     let items = items(data, &facets, problems);
+    reaches(data, &facets, &items, problems);
     rest(data, &facets, &items, problems);
     changes(data, &facets, &items, problems);
     crate::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
@@ -114,7 +115,9 @@ fn choices(data: &Data, facets: &Facets, problems: &mut Vec<String>) {
         if c.title.is_empty() {
             problems.push(format!("`{}` has no title", c.name));
         }
-        for condition in c.values.iter().flat_map(|v| v.when.iter()) {
+        let conditions =
+            |v: &'_ crate::Choosable| [v.when.0.clone(), v.or_when.0.clone(), v.unsure_when.0.clone()];
+        for condition in c.values.iter().flat_map(conditions).flatten() {
             match condition.cap {
                 Some(cap) if caps.contains(&cap) => {}
                 Some(cap) => problems.push(format!("`{}`: capability {cap} is not in the catalog", c.name)),
@@ -123,6 +126,32 @@ fn choices(data: &Data, facets: &Facets, problems: &mut Vec<String>) {
         }
         for name in c.applies.any_of.iter().filter(|n| !facets.contains_key(*n)) {
             problems.push(format!("`{}`: applies to `{name}`, which is no facet", c.name));
+        }
+    }
+}
+
+/// What a bit enumerates must be there, and there must be a choice that decides whether the bit counts.
+fn reaches(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mut Vec<String>) {
+    for r in &data.register {
+        let any = r.fields.iter().any(|f| !f.reaches.is_empty());
+        let gate = data.choice.iter().any(|c| c.name == r.gate && c.values.iter().any(|v| v.value == 0));
+        if any == r.gate.is_empty() || (any && !gate) {
+            problems.push(format!(
+                "register `{}`: reaches something if and only if a choice is its gate",
+                r.name
+            ));
+        }
+        if !r.within.is_empty() && (r.gate.is_empty() || !facets.contains_key(&r.within)) {
+            problems.push(format!("register `{}`: within `{}`, which is no facet", r.name, r.within));
+        }
+        for what in r.fields.iter().flat_map(|f| f.reaches.iter()) {
+            let call = what
+                .strip_prefix("hypercall.")
+                .or(what.strip_prefix("hv-hypercall."))
+                .map(|n| u32::from_str_radix(n, 16).is_ok());
+            if !call.unwrap_or_else(|| ends(what).iter().all(|i| items.contains(i))) {
+                problems.push(format!("register `{}`: reaches `{what}`, which is nothing", r.name));
+            }
         }
     }
 }

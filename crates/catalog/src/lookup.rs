@@ -43,6 +43,23 @@ pub fn register(name: &str) -> Option<(&'static Register, Option<&'static Field>
     })
 }
 
+/// The fields that enumerate an MSR or a hypercall behind a gate, for `msr.4b564d02` or `hypercall.b`.
+pub fn enumerated_by(what: &str) -> impl Iterator<Item = (&'static Register, &'static Field)> {
+    let number = |t: &str| u32::from_str_radix(t, 16).ok();
+    let mine = what.strip_prefix("msr.").and_then(number);
+    let covers = move |reached: &str| {
+        reached == what
+            || reached.strip_prefix("msr.").and_then(|run| run.split_once('-')).is_some_and(
+                |(first, last)| {
+                    number(first).zip(number(last)).zip(mine).is_some_and(|((a, b), n)| (a..=b).contains(&n))
+                },
+            )
+    };
+    let all =
+        REGISTERS.iter().filter(|r| !r.gate.is_empty()).flat_map(|r| r.fields.iter().map(move |f| (r, f)));
+    all.filter(move |(_, f)| f.reaches.iter().any(|reached| covers(reached)))
+}
+
 /// The group of state of this name.
 pub fn section(name: &str) -> Option<&'static Section> {
     SECTIONS.iter().find(|s| s.name == name)

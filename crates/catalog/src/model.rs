@@ -20,6 +20,11 @@ record! {
         pub opt_in: bool,
         /// The named bit ranges, ascending, not overlapping.
         pub fields: List<Field>,
+        /// The choice that makes KVM heed the bits: while its value is 0, a guest reaches what they enumerate whether it
+        /// is shown them or not.
+        pub gate: Str,
+        /// The facet that must not be 0 for a guest to reach anything of it: the interface's signature.
+        pub within: Str,
     }
 
     /// Where a register is. Exactly one of `leaf`, `msr` and `reg` is given.
@@ -62,6 +67,9 @@ record! {
         pub since: Str,
         /// Facet fields that must be set where this one is set (CPUID dependencies).
         pub needs: List<Str>,
+        /// What it enumerates behind the register's `gate`: MSRs (`msr.4b564d02`, `msr.40000090-4000009f`) and
+        /// hypercalls by number (`hypercall.b`, `hv-hypercall.5c`).
+        pub reaches: List<Str>,
     }
 
     /// A facet with a few values that is not a word of its own: a quirk, a revision, a behaviour.
@@ -102,6 +110,11 @@ record! {
         pub means: Str,
         /// Offered when all of these hold; an empty list means always.
         pub when: List<Condition>,
+        /// Offered when all of these hold, as well; an empty list never is.
+        pub or_when: List<Condition>,
+        /// Otherwise not determined when all of these hold: userspace can ask for it, and no ioctl tells whether the
+        /// kernel heeds it. An empty list never is.
+        pub unsure_when: List<Condition>,
     }
 
     /// A condition over what a capture holds.
@@ -112,7 +125,9 @@ record! {
         pub bits: u64,
         /// Ask the answer on the VM of the shape at hand rather than on the system fd.
         pub on_vm: bool,
-        /// The condition holds when the bits are clear (or the answer is 0).
+        /// The answer is a number, and must be this at least; `bits` does not count.
+        pub at_least: Option<u64>,
+        /// The condition holds when the bits are clear (or the answer is 0, or too small).
         pub not: bool,
     }
 

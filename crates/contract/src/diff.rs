@@ -265,7 +265,10 @@ fn items(o: &View, n: &View, found: &mut Vec<Difference>) {
         let show = |i: Option<&crate::view::Item>| match i {
             None => "never asked, or not there".to_owned(),
             Some(i) => {
-                let reset = i.reset.map_or(String::new(), |v| format!(", {v:#x} in a fresh guest"));
+                let reset = i.reset.map_or(String::new(), |v| match key {
+                    ItemKey::Section(_) => format!(", {v} bytes"),
+                    _ => format!(", {v:#x} in a fresh guest"),
+                });
                 format!("{}{reset}", states(Some(i)).join(", "))
             }
         };
@@ -407,8 +410,11 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
     }
     for (x, y) in pair(&a.sections, &b.sections, |s| (s.item.clone(), s.shapes.clone())) {
         let Some(s) = x.or(y).filter(|_| x != y) else { continue };
-        let show = |s: Option<&evenkeel_surface::Section>| json(s.map(|s| text(serde_json::to_string(s))));
-        add(s.item.clone(), "a group of state", show(x), show(y));
+        // Whether a group is there, its size and whether it is taken back were compared as items of state.
+        let flags = x.zip(y).is_none_or(|(x, y)| x.flags == y.flags);
+        if !(flags && s.shapes.is_empty() && evenkeel_catalog::section(&s.item).is_some()) {
+            add(s.item.clone(), "a group of state", show_section(a, x), show_section(b, y));
+        }
     }
     for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
         let Some(r) = x.or(y).filter(|_| x != y) else { continue };
@@ -431,6 +437,24 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
         a.capabilities_asked.to_string(),
         b.capabilities_asked.to_string(),
     );
+}
+
+/// `listed`, and what of a group differs between hosts: `listed, 4096 bytes, flags 0xd, in kernel, split`.
+fn show_section(offer: &evenkeel_surface::Offer, s: Option<&evenkeel_surface::Section>) -> String {
+    let Some(s) = s else { return "unlisted".to_owned() };
+    let mut parts = vec!["listed".to_owned()];
+    parts.extend(s.size.map(|n| format!("{n} bytes")));
+    parts.extend(s.flags.map(|f| format!("flags {f}")));
+    parts.extend(match s.write {
+        evenkeel_surface::Write::Kept => None,
+        evenkeel_surface::Write::Refused => Some("refused".to_owned()),
+        evenkeel_surface::Write::Altered => Some("altered".to_owned()),
+        evenkeel_surface::Write::Unasked => Some("never set".to_owned()),
+    });
+    let name = |i: &u8| Some(offer.shapes.get(usize::from(*i))?.name.as_str());
+    let shapes: Vec<&str> = s.shapes.iter().filter_map(name).collect();
+    parts.extend((!shapes.is_empty()).then(|| format!("in {}", shapes.join(" and "))));
+    parts.join(", ")
 }
 
 fn show_capability(c: &Capability) -> String {

@@ -34,6 +34,7 @@ pub fn keeps(q: &Question<'_>, shown: &Shown) -> Vec<Finding> {
     words(q, shown, &mut findings);
     choices(q, shown, &mut findings);
     tsc(q, &mut findings);
+    crate::reach::reach(q, shown, &mut findings);
     findings
 }
 

@@ -11,6 +11,7 @@
 //! | [`contract`], [`document`] | what one guest was promised, and its TOML |
 //! | [`finding`], [`cause`], [`describe`] | one difference or failure, the ledger entry behind it, its names |
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
+//! | [`reach`] | what a guest reaches without being shown it |
 //! | [`verdict`] | the four verdicts |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod finding;
 pub mod keeps;
 pub mod layout;
 pub mod predict;
+pub mod reach;
 pub mod seal;
 pub mod verdict;
 pub mod view;

@@ -421,7 +421,11 @@ pub fn capability(offer: &Offer, cap: u32, shape: Option<usize>) -> i32 {
 fn holds(condition: &Condition, offer: &Offer, shape: usize) -> bool {
     let Some(cap) = condition.cap else { return false };
     let answer = capability(offer, cap, condition.on_vm.then_some(shape)) as u32 as u64;
-    let set = if condition.bits == 0 { answer != 0 } else { answer & condition.bits == condition.bits };
+    let set = match (condition.at_least, condition.bits) {
+        (Some(least), _) => answer >= least,
+        (None, 0) => answer != 0,
+        (None, bits) => answer & bits == bits,
+    };
     set != condition.not
 }
 
@@ -488,15 +492,15 @@ fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> 
             complete: (accepted | refused) & all == all,
         };
     }
-    let values = facet
-        .values
-        .iter()
-        .enumerate()
-        .filter(|(_, v)| v.when.iter().all(|c| holds(c, offer, shape)))
-        .fold(0u64, |m, (i, _)| m | 1 << i);
+    let all = |conditions: &[Condition]| conditions.iter().all(|c| holds(c, offer, shape));
+    let some = |conditions: &[Condition]| !conditions.is_empty() && all(conditions);
+    let values = facet.values.iter().enumerate().filter(|(_, v)| all(v.when) || some(v.or_when));
+    let values = values.fold(0u64, |m, (i, _)| m | 1 << i);
+    let offered = |i: usize| values >> i & 1 == 1;
+    let complete = !facet.values.iter().enumerate().any(|(i, v)| !offered(i) && some(v.unsure_when));
     // The default may itself have a condition (a quirk that hardware switches off); then the other value is it.
     let default = place(facet.default)
         .filter(|d| values >> d & 1 == 1)
         .or_else(|| (values != 0).then(|| values.trailing_zeros() as u8));
-    ChoiceOffer { choice: index, default, values, complete: true }
+    ChoiceOffer { choice: index, default, values, complete }
 }

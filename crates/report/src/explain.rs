@@ -33,6 +33,9 @@ pub fn explain(name: &str) -> Option<String> {
     if let Some((r, f)) = catalog::register(&single(name)) {
         return Some(register(name, r, f));
     }
+    if let Some(text) = crate::interface::explain(name) {
+        return Some(text);
+    }
     let number = name.strip_prefix("cap.").unwrap_or(name);
     let cap = number
         .parse()
@@ -167,6 +170,11 @@ fn choice(c: &catalog::Choice) -> String {
     if !c.hazard.is_empty() {
         let _ = writeln!(w, "  hazard: {}", wrap(c.hazard, WIDTH, "      "));
     }
+    for r in catalog::REGISTERS.iter().filter(|r| r.gate == c.name) {
+        let names: Vec<&str> = r.fields.iter().filter(|f| !f.reaches.is_empty()).map(|f| f.name).collect();
+        let text = format!("{}: {}", r.name, names.join(", "));
+        let _ = writeln!(w, "  decides whether these bits count: {}", wrap(&text, WIDTH, "      "));
+    }
     out + &mentions(c.name)
 }
 
@@ -186,7 +194,14 @@ fn item(name: &str) -> Option<String> {
                         m.title
                     )
                 });
-                item.unwrap_or_default() + &feature.unwrap_or_default()
+                let enumerated = catalog::enumerated_by(name).map(|(r, f)| {
+                    let text = despite(r, "a guest that is not shown it reaches the MSR all the same");
+                    format!(
+                        "  enumerated by {}\n",
+                        wrap(&format!("{}.{}. {text}", r.name, f.name), WIDTH, "      ")
+                    )
+                });
+                item.unwrap_or_default() + &enumerated.collect::<String>() + &feature.unwrap_or_default()
             }
         }
     } else if let Some(id) = name.strip_prefix("reg.").and_then(|n| u64::from_str_radix(n, 16).ok()) {
@@ -220,6 +235,12 @@ fn register(name: &str, r: &catalog::Register, f: Option<&catalog::Field>) -> St
             for need in f.needs {
                 let _ = writeln!(w, "  needs {need}");
             }
+            if !f.reaches.is_empty() {
+                let what: Vec<String> = f.reaches.iter().map(|r| reached(r)).collect();
+                let text =
+                    format!("{}. {}", what.join(", "), despite(r, "hiding the bit does not take that away"));
+                let _ = writeln!(w, "  enumerates {}", wrap(&text, WIDTH, "      "));
+            }
         }
         None => {
             let _ = writeln!(w, "{}: {}", paint(HEAD, name), r.title);
@@ -231,6 +252,32 @@ fn register(name: &str, r: &catalog::Register, f: Option<&catalog::Field>) -> St
         }
     }
     out + &mentions(name)
+}
+
+/// `msr.4b564d02` with its symbol, `hypercall.b` in words.
+fn reached(what: &str) -> String {
+    let number = |t: &str| u32::from_str_radix(t, 16).ok();
+    let first = what.strip_prefix("msr.").and_then(|run| number(run.split('-').next().unwrap_or(run)));
+    match (first.and_then(catalog::msr), what.rsplit_once("hypercall.")) {
+        (Some(msr), _) => format!("{} ({what})", msr.name),
+        (None, Some((prefix, n))) => {
+            format!("{}hypercall 0x{n}", if prefix.is_empty() { "" } else { "Hyper-V " })
+        }
+        _ => what.to_owned(),
+    }
+}
+
+/// What the gate of a register makes of its bits, and how to shut it.
+fn despite(r: &catalog::Register, but: &str) -> String {
+    let within =
+        if r.within.is_empty() { String::new() } else { format!(" (as long as {} is shown)", r.within) };
+    let how = catalog::choice(r.gate)
+        .and_then(|c| c.selector.first())
+        .map_or("", |step| step.trim_start_matches("on: "));
+    format!(
+        "While `{}` is off, {but}{within}. To make KVM heed the bit: {how}. To take away one MSR: KVM_X86_SET_MSR_FILTER.",
+        r.gate
+    )
 }
 
 /// The ledger entries that speak of a facet or item.

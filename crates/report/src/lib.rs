@@ -7,6 +7,7 @@
 mod diagnostics;
 mod diff;
 mod explain;
+mod interface;
 pub mod model;
 pub mod reference;
 mod style;
