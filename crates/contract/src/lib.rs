@@ -11,7 +11,7 @@
 //! | [`contract`], [`document`] | what one guest was promised, and its TOML |
 //! | [`finding`], [`cause`], [`describe`] | one difference or failure, the ledger entry behind it, its names |
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
-//! | [`verdict`] | the four verdicts |
+//! | [`verdict`], [`pair`] | the four verdicts; for both guests of two hosts |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod document;
 pub mod finding;
 pub mod keeps;
 pub mod layout;
+pub mod pair;
 pub mod predict;
 pub mod seal;
 pub mod verdict;
@@ -34,5 +35,6 @@ pub mod view;
 pub use contract::{Contract, Promise, Shown};
 pub use coord::{Coord, Table};
 pub use finding::{Axis, Finding, Outcome, Remedy};
+pub use pair::Pair;
 pub use verdict::{Exposure, Journey, Verdict, Verdicts};
 pub use view::{ChoiceOffer, Evidence, Host, Item, ItemKey, View, Word};

@@ -51,21 +51,35 @@ enum What {
         #[arg(short, long, value_name = "FOLDER", default_value = ".")]
         output: PathBuf,
     },
+    /// Compute all ordered pairs of hosts of one lane, for the terminal and as one HTML page: what does every upgrade
+    /// and every rollback do to guests? A survey: exits with 0 when every pair was asked, whatever the answers.
+    Matrix {
+        /// Captures by name or file; all bundled ones (all in FOLDER) when none is named.
+        hosts: Vec<String>,
+        /// Where captures are looked for first: FOLDER/HOST.json.
+        #[arg(long, value_name = "FOLDER")]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        options: super::matrix::Options,
+    },
 }
 
 impl Lab {
     /// Does it. Exits with the worst exit code of the programs that ran; 3 when a kernel could not be run.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
-        let cache = Cache::locate().map_err(failed)?;
+        let cache = || Cache::locate().map_err(failed);
         match self.what {
-            What::List => list(&cache, global),
+            What::Matrix { hosts, from, options } => {
+                super::matrix::matrix(&super::matrix::load(&hosts, from.as_deref())?, &options, global)
+            }
+            What::List => list(&cache()?, global),
             What::Fetch { kernels } => {
-                fetch(&choose(&kernels)?, &cache, &mut |line| anstream::eprintln!("{line}"))
+                fetch(&choose(&kernels)?, &cache()?, &mut |line| anstream::eprintln!("{line}"))
                     .map_err(failed)?;
                 Ok(0)
             }
             What::Run { hosts, bring, into, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
+                let mut options = Options::new(cache()?).map_err(failed)?;
                 options.timeout = Duration::from_secs(timeout);
                 let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
                 each(&choose(&hosts)?, |kernel| {
@@ -82,6 +96,7 @@ impl Lab {
                 })
             }
             What::Capture { kernels: names, output: folder } => {
+                let cache = cache()?;
                 let chosen: Vec<&Kernel> = match names.as_slice() {
                     [] => kernels().iter().filter(|k| cache.installed(k).is_ok()).collect(),
                     names => choose(names)?,

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod explain;
 pub mod hosts;
 pub mod lab;
+pub mod matrix;
 pub mod predict;
 pub mod schema;
 pub mod seal;

@@ -1,6 +1,6 @@
 //! `evenkeel schema`.
 
-use evenkeel_report::model;
+use evenkeel_report::{matrix, model};
 use schemars::Schema;
 
 /// A document with a schema.
@@ -20,6 +20,8 @@ pub enum Document {
     Seal,
     /// What `predict` prints.
     Predict,
+    /// What `lab matrix` prints.
+    Matrix,
 }
 
 impl Document {
@@ -32,6 +34,7 @@ impl Document {
             Document::Check => schemars::schema_for!(model::CheckReport),
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
+            Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
         }
     }
