@@ -5,8 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 8] =
-    ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "matrix"];
+const DOCUMENTS: [&str; 8] = ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "matrix"];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")

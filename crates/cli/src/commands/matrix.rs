@@ -252,7 +252,8 @@ pub fn load(names: &[String], from: Option<&Path>) -> Result<Vec<MatrixHost>, Fa
                 }
             }
             paths.sort();
-            let name = |p: &Path| p.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+            let name =
+                |p: &Path| p.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
             paths.iter().map(|p| file(p, &name(p))).collect::<Result<_, _>>()?
         }
         None => BUNDLED

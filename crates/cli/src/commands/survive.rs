@@ -36,19 +36,20 @@ impl Survive {
             o.views.retain(|v| v.shape == *shape);
             n.views.retain(|v| v.shape == *shape);
         }
-        let told = |guests: Vec<Verdicts>, shapes, conflicts: &[Conflict]| -> Result<SurviveReport, Failure> {
-            let outcome = guests.iter().map(Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
-            Ok(SurviveReport {
-                schema: "evenkeel.survive/1",
-                old: super::info(&o)?,
-                new: super::info(&n)?,
-                outcome,
-                shapes,
-                axes: axes(&o.views[0], &n.views[0]),
-                conflicts: conflicts.iter().map(Into::into).collect(),
-                guests,
-            })
-        };
+        let told =
+            |guests: Vec<Verdicts>, shapes, conflicts: &[Conflict]| -> Result<SurviveReport, Failure> {
+                let outcome = guests.iter().map(Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
+                Ok(SurviveReport {
+                    schema: "evenkeel.survive/1",
+                    old: super::info(&o)?,
+                    new: super::info(&n)?,
+                    outcome,
+                    shapes,
+                    axes: axes(&o.views[0], &n.views[0]),
+                    conflicts: conflicts.iter().map(Into::into).collect(),
+                    guests,
+                })
+            };
         let report = match &self.contract {
             Some(path) => {
                 let contract = super::contract(path)?;

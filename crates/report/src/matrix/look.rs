@@ -81,7 +81,7 @@ impl Trip {
             Trip::One(Journey::RunningUp) => "there",
             Trip::One(Journey::RunningBack) => "the way back",
             Trip::One(Journey::NewGuest) => "started there",
-            Trip::One(Journey::NewBack) => "started there, then here",
+            Trip::One(Journey::NewBack) => "started there, moved here",
             Trip::Worst => "the worst of all four",
         }
     }
@@ -260,14 +260,7 @@ fn tally(f: &Finding) -> Tally {
             format!("cause unknown: {}", evenkeel_catalog::code(f.code).map_or(f.code, |c| c.title))
         }
     };
-    Tally {
-        outcome: f.outcome,
-        cause: f.cause,
-        code: f.code,
-        title,
-        cells: 0,
-        subjects: BTreeSet::new(),
-    }
+    Tally { outcome: f.outcome, cause: f.cause, code: f.code, title, cells: 0, subjects: BTreeSet::new() }
 }
 
 impl MatrixReport {

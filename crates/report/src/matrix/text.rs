@@ -16,13 +16,12 @@ const TOP: usize = 10;
 pub fn text(r: &MatrixReport, look: Look, all: bool) -> String {
     let mut out = String::new();
     let w = &mut out;
-    let head = format!("{} guest, {}: ", capital(look.guest.name()), look.trip.title());
-    let _ = writeln!(w, "{}", wrap(&format!("{}{}", paint(HEAD, &head), look.trip.means()), WIDTH, "    "));
-    let _ = writeln!(
-        w,
-        "{}",
-        wrap(&format!("{}: {}.", look.guest.name(), look.guest.means()), WIDTH, "    ")
-    );
+    let head = format!("{} guest, {}:", capital(look.guest.name()), look.trip.title());
+    let told = wrap(&format!("{head} {}", look.trip.means()), WIDTH, "    ");
+    // Colours take no room: they are put in after the lines are broken.
+    let _ = writeln!(w, "{}", told.replacen(&head, &paint(HEAD, &head), 1));
+    let _ =
+        writeln!(w, "{}", wrap(&format!("{}: {}.", look.guest.name(), look.guest.means()), WIDTH, "    "));
     let mut legend: Vec<String> =
         Answer::ALL[..3].iter().chain([&Answer::ALL[6]]).map(|a| entry(*a)).collect();
     legend.push(format!("{} unknown, else h, s or d", paint(of(Outcome::Unknown), "?")));
@@ -55,7 +54,8 @@ fn pieces(name: &str, width: usize) -> Option<Vec<String>> {
     let mut pieces = vec![String::new()];
     let mut rest = name;
     while !rest.is_empty() {
-        let end = rest.char_indices().skip(1).find(|(_, c)| ".-/@+".contains(*c)).map_or(rest.len(), |(i, _)| i);
+        let end =
+            rest.char_indices().skip(1).find(|(_, c)| ".-/@+".contains(*c)).map_or(rest.len(), |(i, _)| i);
         let (part, after) = rest.split_at(end);
         rest = after;
         let last = pieces.last_mut()?;
@@ -115,7 +115,9 @@ fn grid(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look) {
                     return format!(" {}", padded(DIM, &format!("{:^1$}", "·", width - 1), 0));
                 }
                 match r.pair(*from, *to).map(|p| look.answer(p)) {
-                    Some(a) => format!(" {}", paint(of(a.outcome), &format!("{:^1$}", a.letters(), width - 1))),
+                    Some(a) => {
+                        format!(" {}", paint(of(a.outcome), &format!("{:^1$}", a.letters(), width - 1)))
+                    }
                     None => format!(" {:^1$}", "-", width - 1),
                 }
             })
@@ -126,7 +128,11 @@ fn grid(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look) {
 
 fn counts(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look) {
     let heads: String = Answer::ALL.iter().map(|a| format!("{:>6}", a.letters())).collect();
-    let _ = writeln!(w, "  {}", paint(HEAD, &format!("{:<28}{heads}", format!("of the pairs, {}", look.trip.title()))));
+    let _ = writeln!(
+        w,
+        "  {}",
+        paint(HEAD, &format!("{:<28}{heads}", format!("of the pairs, {}", look.trip.title())))
+    );
     for guest in Guest::ALL {
         let counts = Look { guest, ..look }.counts(r, lane);
         let cells: String = counts
@@ -149,7 +155,7 @@ fn rests_on(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look, all
     let shown = if all { known.len() } else { TOP };
     for t in known.iter().take(shown) {
         let answer = Answer { outcome: t.outcome, otherwise: t.outcome };
-        let name = t.cause.map_or(String::new(), |id| format!("{} ", paint(NAME, id)));
+        let name = t.cause.map_or(String::new(), |id| format!("{id} "));
         let about = match t.subjects.len() {
             1 => t.subjects.iter().next().cloned().unwrap_or_default(),
             n => format!("{n} facets and items"),
@@ -160,7 +166,7 @@ fn rests_on(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look, all
             "  {} {:>4}  {}",
             paint(of(t.outcome), answer.letters()),
             t.cells,
-            wrap(&text, WIDTH, "          ")
+            wrap(&text, WIDTH, "          ").replacen(&name, &paint(NAME, &name), 1)
         );
     }
     if known.len() > shown {
@@ -168,7 +174,8 @@ fn rests_on(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look, all
     }
     if !unknown.is_empty() {
         let cells = unknown.iter().map(|t| t.cells).max().unwrap_or(0);
-        let subjects: std::collections::BTreeSet<&String> = unknown.iter().flat_map(|t| &t.subjects).collect();
+        let subjects: std::collections::BTreeSet<&String> =
+            unknown.iter().flat_map(|t| &t.subjects).collect();
         let text = format!(
             "{} behaviours and values that nobody has observed yet{}",
             subjects.len(),
@@ -194,17 +201,26 @@ fn hosts(w: &mut String, r: &MatrixReport, lane: &MatrixLane, all: bool) {
                 "" => String::new(),
                 words => format!(" ({words})"),
             };
-            let text = format!("{} = {}{badge}", paint(NAME, &h.info.name), h.info.stands_for);
-            let _ = writeln!(w, "  {}", wrap(&text, WIDTH, "      "));
+            let text = wrap(&format!("{} = {}{badge}", h.info.name, h.info.stands_for), WIDTH, "      ");
+            let _ = writeln!(w, "  {}", text.replacen(&h.info.name, &paint(NAME, &h.info.name), 1));
         }
         return;
     }
     for origin in [Origin::Bundled, Origin::Given] {
-        let names: Vec<&str> =
-            lane.hosts.iter().map(|h| &r.hosts[*h]).filter(|h| h.origin == origin).map(|h| h.short.as_str()).collect();
+        let names: Vec<&str> = lane
+            .hosts
+            .iter()
+            .map(|h| &r.hosts[*h])
+            .filter(|h| h.origin == origin)
+            .map(|h| h.short.as_str())
+            .collect();
         if !names.is_empty() {
             let whom = if names.len() == lane.hosts.len() { "all".to_owned() } else { names.join(", ") };
-            let _ = writeln!(w, "  {}", wrap(&paint(DIM, &format!("{}: {whom}", origin.words())), WIDTH, "      "));
+            let _ = writeln!(
+                w,
+                "  {}",
+                paint(DIM, &wrap(&format!("{}: {whom}", origin.words()), WIDTH, "      "))
+            );
         }
     }
     let predicted: Vec<&str> = lane
@@ -215,7 +231,11 @@ fn hosts(w: &mut String, r: &MatrixReport, lane: &MatrixLane, all: bool) {
         .map(|h| h.short.as_str())
         .collect();
     if !predicted.is_empty() {
-        let _ = writeln!(w, "  {}", wrap(&paint(DIM, &format!("predicted: {}", predicted.join(", "))), WIDTH, "      "));
+        let _ = writeln!(
+            w,
+            "  {}",
+            paint(DIM, &wrap(&format!("predicted: {}", predicted.join(", ")), WIDTH, "      "))
+        );
     }
 }
 
