@@ -45,9 +45,9 @@ pub struct MatrixReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The kernel was booted and captured for this matrix.
+    /// It was captured for this matrix: a kernel that was booted, or this machine.
     CapturedNow,
-    /// A file that the user named, or this machine.
+    /// A file that the user named.
     Given,
     /// It came with the program: captured earlier.
     Bundled,

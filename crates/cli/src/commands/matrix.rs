@@ -196,7 +196,7 @@ fn compute(hosts: &[MatrixHost], orders: &[(usize, usize)]) -> Vec<Pairing> {
             }
             if started.elapsed() >= told + Duration::from_secs(1) {
                 told = started.elapsed();
-                anstream::eprintln!("{count} of {} pairs", orders.len());
+                anstream::eprintln!("{count} of {} pairs are computed", orders.len());
             }
         }
     });
@@ -252,8 +252,11 @@ pub fn load(names: &[String], from: Option<&Path>) -> Result<Vec<MatrixHost>, Fa
                 }
             }
             paths.sort();
-            let name =
-                |p: &Path| p.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+            let name = |p: &Path| {
+                let stem = p.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+                // A file may be called anything; a terminal obeys some of it.
+                stem.replace(char::is_control, "?")
+            };
             paths.iter().map(|p| file(p, &name(p))).collect::<Result<_, _>>()?
         }
         None => BUNDLED

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use evenkeel_contract::Journey;
 use serde_json::{Value, json};
 
+use super::text::pieces;
 use super::{Answer, Guest, Look, MatrixHost, MatrixLane, MatrixReport, Trip};
 use crate::reference::escape;
 
@@ -198,16 +199,14 @@ fn section(w: &mut String, r: &MatrixReport, lane: &MatrixLane, index: usize, lo
         );
     }
     w.push_str("</div>\n<details class=\"hosts\"><summary>What the names stand for</summary><div class=\"scroll\"><table><thead><tr>\
-                <th>Host</th><th>Kernel</th><th>CPU</th><th>Stands for</th><th>Offer digest</th><th></th></tr></thead><tbody>\n");
+                <th>Host</th><th>Kernel and CPU</th><th>Offer digest</th><th></th></tr></thead><tbody>\n");
     for h in &hosts {
         let digest = h.info.offer_digest.strip_prefix("blake3:").unwrap_or(&h.info.offer_digest);
         let short: String = digest.chars().take(12).collect();
         let _ = writeln!(
             w,
-            "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td><code title=\"{}\">{}</code></td><td>{}</td></tr>",
+            "<tr><th>{}</th><td>{}</td><td><code title=\"{}\">{}</code></td><td>{}</td></tr>",
             escape(&h.info.name),
-            escape(&h.info.kernel),
-            escape(&h.info.cpu),
             escape(&h.info.stands_for),
             escape(digest),
             escape(&short),
@@ -217,9 +216,10 @@ fn section(w: &mut String, r: &MatrixReport, lane: &MatrixLane, index: usize, lo
     w.push_str("</tbody></table></div></details>\n</section>\n");
 }
 
-/// A heading that may be broken before what its parts begin with.
+/// A heading that may be broken where the terminal's is.
 fn seams(name: &str) -> String {
-    name.split_inclusive(|c: char| "-/@+".contains(c)).map(escape).collect::<Vec<_>>().join("<wbr>")
+    pieces(name, 4)
+        .map_or_else(|| escape(name), |p| p.iter().map(|p| escape(p)).collect::<Vec<_>>().join("<wbr>"))
 }
 
 fn tip(h: &MatrixHost) -> String {

@@ -191,7 +191,7 @@ pub struct Tally {
 }
 
 impl Look {
-    fn verdicts<'a>(self, pair: &'a MatrixPair) -> impl Iterator<Item = &'a MatrixVerdict> {
+    fn verdicts(self, pair: &MatrixPair) -> impl Iterator<Item = &MatrixVerdict> {
         let guest = pair.guests.iter().filter(move |g| g.guest == self.guest.name());
         guest.flat_map(|g| &g.verdicts).filter(move |v| self.trip.asks(v.journey))
     }

@@ -82,6 +82,7 @@ function draw() {
   }
   document.querySelectorAll("#controls input[type=radio]").forEach(r => { r.checked = state[r.name] === r.value; });
   if ($("find").value !== state.find) $("find").value = state.find;
+  $("find").setAttribute("aria-invalid", String(chosen !== null && !chosen.some(Boolean)));
   panel(chosen);
   remember();
 }
@@ -195,12 +196,13 @@ function panel(chosen) {
     })))));
   const a = cellAnswer(pair, null), all = groups(pair), body = [];
   for (const outcome of ["no", "holds_with_duties", "holds_with_selectors", "unknown", "holds_by_default"]) {
-    const here = all.filter(g => g.findings[0].outcome === outcome);
+    const is = g => !chosen || g.indices.some(i => chosen[i]);
+    const here = all.filter(g => g.findings[0].outcome === outcome).sort((a, b) => is(b) - is(a));
     if (!here.length) continue;
-    const cards = here.map(g => card(g, chosen && !g.indices.some(i => chosen[i])));
+    const cards = here.map(g => card(g, !is(g)));
     const title = [mark(sure(outcome)), HEADINGS[outcome] + " (" + here.length + ")"];
     const folded = outcome === "unknown" || outcome === "holds_by_default";
-    const hit = chosen && here.some(g => g.indices.some(i => chosen[i]));
+    const hit = chosen && here.some(is);
     body.push(folded ? el("details", { class: "more", open: !!hit }, el("summary", {}, HEADINGS[outcome] + " (" + here.length + ")"), cards)
       : el("h3", {}, title), ...(folded ? [] : cards));
   }

@@ -50,7 +50,7 @@ fn entry(answer: Answer) -> String {
 
 /// A name in pieces of at most `width`, broken at its seams: a column's heading, from top to bottom. None: it does
 /// not fit.
-fn pieces(name: &str, width: usize) -> Option<Vec<String>> {
+pub(super) fn pieces(name: &str, width: usize) -> Option<Vec<String>> {
     let mut pieces = vec![String::new()];
     let mut rest = name;
     while !rest.is_empty() {
