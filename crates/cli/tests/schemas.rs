@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 8] =
-    ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "lab-run"];
+const DOCUMENTS: [&str; 9] =
+    ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "matrix", "lab-run"];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")
@@ -54,6 +54,7 @@ fn answers_validate() {
     validate("diff", &run(&["diff", "debian-6.1", "debian-7.3", "--format", "json"]));
     validate("baseline", &run(&["baseline", "debian-6.1", "debian-7.3", "--format", "json"]));
     validate("predict", &run(&["predict", "debian-6.1@debian-7.3", "--format", "json"]));
+    validate("matrix", &run(&["lab", "matrix", "debian-6.1", "debian-7.3", "--format", "json"]));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     let path = path.to_str().unwrap();

@@ -55,7 +55,7 @@ pub enum Axis {
 }
 
 /// What helps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Remedy {
     /// Nothing has to be done.
@@ -83,7 +83,7 @@ pub enum Remedy {
 }
 
 /// One difference or failure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 pub struct Finding {
     /// A code of the catalog, stable: `facet-lost`, `item-refused`.
     pub code: &'static str,

@@ -12,7 +12,7 @@
 //! | [`finding`], [`cause`], [`describe`] | one difference or failure, the ledger entry behind it, its names |
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
 //! | [`reach`] | what a guest reaches without being shown it |
-//! | [`verdict`] | the four verdicts |
+//! | [`verdict`], [`pair`] | the four verdicts; for both guests of two hosts |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ pub mod document;
 pub mod finding;
 pub mod keeps;
 pub mod layout;
+pub mod pair;
 pub mod predict;
 pub mod reach;
 pub mod seal;
@@ -36,5 +37,6 @@ pub mod view;
 pub use contract::{Contract, Promise, Shown};
 pub use coord::{Coord, Table};
 pub use finding::{Axis, Finding, Outcome, Remedy};
+pub use pair::Pair;
 pub use verdict::{Exposure, Journey, Verdict, Verdicts};
 pub use view::{ChoiceOffer, Evidence, Host, Item, ItemKey, View, Word};

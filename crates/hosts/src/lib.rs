@@ -175,17 +175,22 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Surface, Error> {
     })
 }
 
-/// `Linux 6.1.192 (6.1.0-48-cloud-amd64)`: Debian's release names do not tell the point release, its version does.
-fn kernel_words(surface: &Surface) -> String {
+/// The kernel's point release, for people: `6.1.192`. Debian's release names do not tell it, its version does. A hint;
+/// empty when nothing tells.
+pub fn point_release(surface: &Surface) -> &str {
     let k = &surface.provenance.kernel;
-    if k.release.is_empty() {
-        return "an unknown kernel".to_owned();
-    }
-    let point =
+    let debian =
         k.version.split_whitespace().skip_while(|w| *w != "Debian").nth(1).and_then(|v| v.split('-').next());
-    match point {
-        Some(point) if !k.release.starts_with(point) => format!("Linux {point} ({})", k.release),
-        _ => format!("Linux {}", k.release),
+    debian.unwrap_or_else(|| k.release.split(['-', '+']).next().unwrap_or(""))
+}
+
+/// `Linux 6.1.192 (6.1.0-48-cloud-amd64)`.
+fn kernel_words(surface: &Surface) -> String {
+    let (release, point) = (&surface.provenance.kernel.release, point_release(surface));
+    match release.as_str() {
+        "" => "an unknown kernel".to_owned(),
+        release if release.starts_with(point) => format!("Linux {release}"),
+        release => format!("Linux {point} ({release})"),
     }
 }
 

@@ -2,12 +2,14 @@
 //! first, so that somebody who has never seen the project understands it, without colour as well as with.
 //!
 //! [`model`] holds the documents that `--format json` prints; the modules beside it print the same things as text.
+//! [`matrix`] is all pairs of many hosts, also as one self-contained HTML page.
 #![forbid(unsafe_code)]
 
 mod diagnostics;
 mod diff;
 mod explain;
 mod interface;
+pub mod matrix;
 pub mod model;
 pub mod reference;
 mod style;

@@ -1,7 +1,7 @@
 //! The documents that `--format json` prints. Their JSON Schemas are in `docs/schema`, made from these types and
 //! held to them by a test.
 
-use evenkeel_contract::baseline::{Baseline, Cost};
+use evenkeel_contract::baseline::{Conflict, Cost};
 use evenkeel_contract::diff::Difference;
 use evenkeel_contract::{Axis, Evidence, Finding, Outcome, Verdicts, View};
 use schemars::JsonSchema;
@@ -159,14 +159,10 @@ impl From<&Cost> for CostInfo {
     }
 }
 
-/// The conflicts of a baseline.
-pub fn conflicts(baseline: &Baseline) -> Vec<ConflictInfo> {
-    let info = |c: &evenkeel_contract::baseline::Conflict| ConflictInfo {
-        facet: c.facet.clone(),
-        axis: c.axis,
-        values: c.values.clone(),
-    };
-    baseline.conflicts.iter().map(info).collect()
+impl From<&Conflict> for ConflictInfo {
+    fn from(c: &Conflict) -> ConflictInfo {
+        ConflictInfo { facet: c.facet.clone(), axis: c.axis, values: c.values.clone() }
+    }
 }
 
 /// `evenkeel seal CONTRACT HOST`.

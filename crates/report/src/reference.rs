@@ -118,7 +118,8 @@ pub fn markdown() -> BTreeMap<String, String> {
     pages
 }
 
-fn escape(text: &str) -> String {
+/// Text for an element or a quoted attribute.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

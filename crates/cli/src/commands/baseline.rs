@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use evenkeel_contract::baseline::{baseline, costs};
 use evenkeel_contract::{View, document};
-use evenkeel_report::model::{BaselineReport, CostInfo, conflicts};
+use evenkeel_report::model::{BaselineReport, CostInfo};
 
 use crate::failure::Failure;
 use crate::{Format, Global, output};
@@ -84,7 +84,7 @@ impl Baseline {
             hosts,
             names: meet.contract.words.len() + meet.contract.choices.len(),
             costs: costs.iter().map(CostInfo::from).collect(),
-            conflicts: conflicts(&meet),
+            conflicts: meet.conflicts.iter().map(Into::into).collect(),
             identities: meet.identities.clone(),
         };
         let text = document::print(&meet.contract);

@@ -79,6 +79,17 @@ enum What {
         #[arg(short, long, value_name = "FOLDER", default_value = ".")]
         output: PathBuf,
     },
+    /// Compute all ordered pairs of hosts of one lane, for the terminal and as one HTML page: what does every upgrade
+    /// and every rollback do to guests? A survey: exits with 0 when every pair was asked, whatever the answers.
+    Matrix {
+        /// Captures by name or file; all bundled ones (all in FOLDER) when none is named.
+        hosts: Vec<String>,
+        /// Where captures are looked for first: FOLDER/HOST.json.
+        #[arg(long, value_name = "FOLDER")]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        options: super::matrix::Options,
+    },
 }
 
 impl Lab {
@@ -86,6 +97,9 @@ impl Lab {
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         let cache = Cache::locate().map_err(failed)?;
         match self.what {
+            What::Matrix { hosts, from, options } => {
+                super::matrix::matrix(&super::matrix::load(&hosts, from.as_deref())?, &options, global)
+            }
             What::List => list(&cache, global),
             What::Fetch { kernels } => {
                 let chosen: Vec<Kernel> = choose(&kernels)?.into_iter().map(|host| host.kernel).collect();

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod hosts;
 pub mod lab;
 pub mod lab_run;
+pub mod matrix;
 pub mod predict;
 pub mod schema;
 pub mod seal;

@@ -1,6 +1,6 @@
 //! `evenkeel schema`.
 
-use evenkeel_report::model;
+use evenkeel_report::{matrix, model};
 use schemars::Schema;
 
 /// A document with a schema.
@@ -22,6 +22,8 @@ pub enum Document {
     Predict,
     /// What `lab run`, `lab link` and `lab capture` print.
     LabRun,
+    /// What `lab matrix` prints.
+    Matrix,
 }
 
 impl Document {
@@ -34,6 +36,7 @@ impl Document {
             Document::Check => schemars::schema_for!(model::CheckReport),
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
+            Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
             Document::LabRun => schemars::schema_for!(super::lab_run::RunReport),
         }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use evenkeel_contract::baseline::baseline;
-use evenkeel_contract::verdict::{fold_guests, under, unpinned};
-use evenkeel_contract::{Contract, Outcome, View};
-use evenkeel_report::model::{SurviveReport, axes, conflicts};
+use evenkeel_contract::baseline::Conflict;
+use evenkeel_contract::pair::pair;
+use evenkeel_contract::verdict::under;
+use evenkeel_contract::{Outcome, Verdicts};
+use evenkeel_report::model::{SurviveReport, axes};
 
 use crate::failure::Failure;
 use crate::{Format, Global, output};
@@ -35,57 +36,39 @@ impl Survive {
             o.views.retain(|v| v.shape == *shape);
             n.views.retain(|v| v.shape == *shape);
         }
-        let common: Vec<(&View, &View)> = o
-            .views
-            .iter()
-            .filter_map(|old| n.views.iter().find(|new| new.shape == old.shape).map(|new| (old, new)))
-            .collect();
-        if common.is_empty() {
-            return Err(Failure::bad("the two hosts were captured in no common shape", "capture both again"));
-        }
-        let mut found_conflicts = Vec::new();
-        let mut shapes: Vec<String> = common.iter().map(|(old, _)| old.shape.clone()).collect();
-        let guests = match &self.contract {
+        let told =
+            |guests: Vec<Verdicts>, shapes, conflicts: &[Conflict]| -> Result<SurviveReport, Failure> {
+                let outcome = guests.iter().map(Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
+                Ok(SurviveReport {
+                    schema: "evenkeel.survive/1",
+                    old: super::info(&o)?,
+                    new: super::info(&n)?,
+                    outcome,
+                    shapes,
+                    axes: axes(&o.views[0], &n.views[0]),
+                    conflicts: conflicts.iter().map(Into::into).collect(),
+                    guests,
+                })
+            };
+        let report = match &self.contract {
             Some(path) => {
                 let contract = super::contract(path)?;
                 super::same_architecture(path, &contract, &o)?;
                 super::in_shape(&o, &contract.shape)?;
                 super::in_shape(&n, &contract.shape)?;
-                shapes = vec![contract.shape.clone()];
-                vec![under(&contract, &o.views, &n.views)]
+                told(vec![under(&contract, &o.views, &n.views)], vec![contract.shape.clone()], &[])?
             }
             None => {
-                // A contract is for one shape: the pinned guest is asked for in each, and the answers are folded.
-                let mut pinned = Vec::with_capacity(common.len());
-                for (old, new) in &common {
-                    let meet = baseline(&[old, new], "pinned");
-                    for c in conflicts(&meet) {
-                        if !found_conflicts.contains(&c) {
-                            found_conflicts.push(c);
-                        }
-                    }
-                    let contract: Contract = meet.contract;
-                    pinned.push(under(&contract, &o.views, &n.views));
-                }
-                vec![unpinned(&o.views, &n.views), fold_guests(pinned)]
+                let pair = pair(&o.views, &n.views).ok_or_else(|| {
+                    Failure::bad("the two hosts were captured in no common shape", "capture both again")
+                })?;
+                told(pair.guests.into(), pair.shapes, &pair.conflicts)?
             }
-        };
-        let outcome =
-            guests.iter().map(evenkeel_contract::Verdicts::outcome).max().unwrap_or(Outcome::Unknown);
-        let report = SurviveReport {
-            schema: "evenkeel.survive/1",
-            old: super::info(&o)?,
-            new: super::info(&n)?,
-            outcome,
-            shapes,
-            axes: axes(&o.views[0], &n.views[0]),
-            conflicts: found_conflicts,
-            guests,
         };
         match global.format {
             Format::Json => output::json(&report)?,
             Format::Text => output::print(&evenkeel_report::survive(&report, global.all))?,
         }
-        Ok(super::exit(outcome))
+        Ok(super::exit(report.outcome))
     }
 }
