@@ -132,11 +132,11 @@ pub fn load(name: &str) -> Result<Host, Error> {
             views,
         });
     }
-    let (surface, emulated) = if name == "here" {
-        (capture_here()?, false)
-    } else if let Some(bundled) = BUNDLED.iter().find(|b| b.name == name) {
-        // Bundled captures are the lab's, and all hosts of the lab are emulated.
-        (parse(name, bundled.text.as_bytes())?, true)
+    if let Some(bundled) = BUNDLED.iter().find(|b| b.name == name) {
+        return emulated(name, bundled.text.as_bytes());
+    }
+    let surface = if name == "here" {
+        capture_here()?
     } else {
         let path = Path::new(name);
         let looks_like_a_path = name.contains('/') || path.extension().is_some_and(|e| e == "json");
@@ -154,15 +154,27 @@ pub fn load(name: &str) -> Result<Host, Error> {
             Ok(_) => {
                 let bytes =
                     std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
-                (parse(name, &bytes)?, false)
+                parse(name, &bytes)?
             }
             Err(error) if looks_like_a_path => return Err(Error::File { path: path.to_owned(), error }),
             Err(_) => return Err(Error::Nobody { name: name.to_owned() }),
         }
     };
     let origin = if name == "here" { "this machine: " } else { "" };
-    let lane = if emulated { ", emulated by QEMU" } else { "" };
-    let stands_for = format!("{origin}{} on {}{lane}", kernel_words(&surface), cpu_words(&surface));
+    let stands_for = format!("{origin}{} on {}", kernel_words(&surface), cpu_words(&surface));
+    let views = View::all(&surface, name);
+    Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
+}
+
+/// The host of the lab of this name, from its capture. Bundled captures are the lab's, too.
+///
+/// # Errors
+/// The bytes are no capture.
+pub fn emulated(name: &str, capture: &[u8]) -> Result<Host, Error> {
+    let surface = parse(name, capture)?;
+    // The lane is part of a lab host's name.
+    let emulator = if name.ends_with("-vmx") { "Bochs" } else { "QEMU" };
+    let stands_for = format!("{} on {}, emulated by {emulator}", kernel_words(&surface), cpu_words(&surface));
     let views = View::all(&surface, name);
     Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
 }

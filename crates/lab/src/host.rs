@@ -47,6 +47,13 @@ impl Lane {
         }
     }
 
+    /// Whether a host is up within seconds.
+    pub fn quick(self) -> bool {
+        match self {
+            Lane::Svm | Lane::Arm64 | Lane::Arm64Nvhe => true,
+        }
+    }
+
     /// Whether two hosts can be joined by a link.
     pub fn links(self) -> bool {
         match self {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use evenkeel_lab::{Cache, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels};
 use serde::Serialize;
 
-use super::lab_run;
+use super::{lab_matrix, lab_run};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -81,12 +81,18 @@ enum What {
     },
     /// Compute all ordered pairs of hosts of one lane, for the terminal and as one HTML page: what does every upgrade
     /// and every rollback do to guests? A survey: exits with 0 when every pair was asked, whatever the answers.
+    ///
+    /// Hosts of the lab are booted and captured first. Those that are not fetched, and those of lanes that take minutes
+    /// (vmx) unless they are named, are taken from the bundled captures: "captured earlier".
     Matrix {
-        /// Captures by name or file; all bundled ones (all in FOLDER) when none is named.
+        /// Hosts of the lab, or captures by name or file; all hosts of the lab when none is named.
         hosts: Vec<String>,
-        /// Where captures are looked for first: FOLDER/HOST.json.
-        #[arg(long, value_name = "FOLDER")]
+        /// Boot nothing: take captures from FOLDER (FOLDER/HOST.json), all of them when no host is named.
+        #[arg(long, value_name = "FOLDER", conflicts_with = "bundled")]
         from: Option<PathBuf>,
+        /// Boot nothing: take the captures that are part of this program.
+        #[arg(long)]
+        bundled: bool,
         #[command(flatten)]
         options: super::matrix::Options,
     },
@@ -97,9 +103,10 @@ impl Lab {
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         let cache = Cache::locate().map_err(failed)?;
         match self.what {
-            What::Matrix { hosts, from, options } => {
+            What::Matrix { hosts, from, bundled, options } if bundled || from.is_some() => {
                 super::matrix::matrix(&super::matrix::load(&hosts, from.as_deref())?, &options, global)
             }
+            What::Matrix { hosts, options, .. } => lab_matrix::matrix(&cache, &hosts, &options, global),
             What::List => list(&cache, global),
             What::Fetch { kernels } => {
                 let chosen: Vec<Kernel> = choose(&kernels)?.into_iter().map(|host| host.kernel).collect();

@@ -264,8 +264,13 @@ pub fn load(names: &[String], from: Option<&Path>) -> Result<Vec<MatrixHost>, Fa
             .map(|b| Ok(MatrixHost::of(evenkeel_hosts::load(b.name)?, Origin::Bundled)))
             .collect::<Result<_, Failure>>()?,
     };
-    hosts.sort_by_key(|h| numbers(&h.point_release));
+    in_order(&mut hosts);
     Ok(hosts)
+}
+
+/// By their kernels' point releases: neighbours are what an upgrade steps over.
+pub fn in_order(hosts: &mut [MatrixHost]) {
+    hosts.sort_by_key(|h| numbers(&h.point_release));
 }
 
 /// `6.12.43` as numbers, to sort by.

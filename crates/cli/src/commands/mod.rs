@@ -7,6 +7,7 @@ pub mod diff;
 pub mod explain;
 pub mod hosts;
 pub mod lab;
+pub mod lab_matrix;
 pub mod lab_run;
 pub mod matrix;
 pub mod predict;
