@@ -1,8 +1,9 @@
 //! The choke point.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::{FdKind, Refusal, Request};
+use crate::{FdKind, Ram, Refusal, Request, RunPage};
 
 /// A file descriptor, by the order in which it came to be. Not the kernel's number: a log that is replayed has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,4 +84,42 @@ pub trait Backend: Send + Sync {
 
     /// Closes. Handles are never used again.
     fn close(&self, fd: Handle);
+
+    /// KVM_SET_USER_MEMORY_REGION: gives a VM memory, or takes it away. The backend keeps the memory for as long as the
+    /// VM may use it.
+    ///
+    /// # Errors
+    /// As the kernel says; a backend without a kernel runs no guests.
+    fn set_memory(&self, vm: Handle, slot: Slot, ram: Option<&Arc<Ram>>) -> Result<(), Refusal> {
+        let _ = (vm, slot, ram);
+        Err(no_guests())
+    }
+
+    /// Maps the page that a vCPU shares with the kernel, of this many bytes.
+    ///
+    /// # Errors
+    /// As the kernel says; a backend without a kernel runs no guests.
+    fn map_run(&self, vcpu: Handle, length: usize) -> Result<Arc<RunPage>, Refusal> {
+        let _ = (vcpu, length);
+        Err(no_guests())
+    }
+}
+
+fn no_guests() -> Refusal {
+    Refusal::Nonsense("answers are made up here, and no guest can run".to_owned())
+}
+
+/// Where a VM has memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The slot's number.
+    pub number: u32,
+    /// KVM_MEM_* flags.
+    pub flags: u32,
+    /// The guest-physical address, a multiple of the page size.
+    pub guest: u64,
+    /// The first byte within the memory, a multiple of the page size.
+    pub offset: u64,
+    /// How many bytes; 0 takes the slot's memory away.
+    pub length: u64,
 }

@@ -1,9 +1,10 @@
 //! Passes calls on, except for those that a plan spoils.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::{Arg, Backend, Creates, Errno, FdKind, Handle, Refusal, Request, Source};
+use crate::requests::KVM_SET_USER_MEMORY_REGION;
+use crate::{Arg, Backend, Creates, Errno, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source};
 
 /// Which calls a rule spoils. Opens and reads count as calls, named `open` and `read`.
 #[derive(Clone, Debug)]
@@ -202,5 +203,29 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn close(&self, fd: Handle) {
         self.inner.close(fd);
+    }
+
+    fn set_memory(&self, vm: Handle, slot: Slot, ram: Option<&Arc<Ram>>) -> Result<(), Refusal> {
+        match self.fault(KVM_SET_USER_MEMORY_REGION.name) {
+            Some(Fault::Fail(errno)) => Err((*errno).into()),
+            Some(Fault::Lose(errno)) => {
+                self.inner.set_memory(vm, slot, ram)?;
+                Err((*errno).into())
+            }
+            Some(Fault::Lie) => Ok(()),
+            Some(Fault::Delay(time)) => {
+                std::thread::sleep(*time);
+                self.inner.set_memory(vm, slot, ram)
+            }
+            Some(Fault::Alter { .. }) | None => self.inner.set_memory(vm, slot, ram),
+        }
+    }
+
+    fn map_run(&self, vcpu: Handle, length: usize) -> Result<Arc<RunPage>, Refusal> {
+        match self.fault("mmap") {
+            Some(Fault::Fail(errno) | Fault::Lose(errno)) => Err((*errno).into()),
+            Some(Fault::Lie) => Err(Errno::EIO.into()),
+            _ => self.inner.map_run(vcpu, length),
+        }
     }
 }

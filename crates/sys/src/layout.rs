@@ -46,6 +46,8 @@ pub const X86_MSR_ENTRY: usize = 16;
 pub const X86_PIT_CONFIG: usize = 64;
 /// `struct kvm_enable_cap`.
 pub const ENABLE_CAP: usize = 104;
+/// `struct kvm_userspace_memory_region`.
+pub const MEMORY_REGION: usize = 32;
 /// `struct kvm_one_reg`.
 pub const ONE_REG: usize = 16;
 /// `struct kvm_device_attr`.

@@ -2,18 +2,25 @@
 
 use std::ffi::c_void;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 
-use crate::{Arg, Backend, Creates, Errno, FdKind, Handle, Refusal, Request, Source, environment};
+use crate::ram::Mapping;
+use crate::requests::KVM_SET_USER_MEMORY_REGION;
+use crate::{
+    Arg, Backend, Creates, Errno, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source, environment,
+};
 
 /// Real ioctls on real file descriptors.
 #[derive(Debug, Default)]
 pub struct Live {
     /// By handle number; a closed one stays empty, so that numbers are never used again.
     fds: RwLock<Vec<Option<Arc<OwnedFd>>>>,
+    /// Memory that VMs were given, by VM and slot. A VM lives as long as any of its vCPUs and devices, which nobody
+    /// counts here: so memory stays until its slot is given other memory, or this value goes.
+    memory: Mutex<Vec<((Handle, u32), Arc<Ram>)>>,
 }
 
 impl Live {
@@ -44,6 +51,10 @@ impl Backend for Live {
 
     fn call(&self, handle: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
         let fd = self.fd(handle)?;
+        if request.number == KVM_SET_USER_MEMORY_REGION.number {
+            // The kernel would write to whatever address the caller makes up.
+            return Err(shape(request));
+        }
         check(request, &arg)?;
         let mut made = None;
         let returned = match arg {
@@ -86,6 +97,33 @@ impl Backend for Live {
 
     fn read(&self, source: Source<'_>) -> Result<Vec<u8>, Refusal> {
         environment::read(source)
+    }
+
+    fn set_memory(&self, vm: Handle, slot: Slot, ram: Option<&Arc<Ram>>) -> Result<(), Refusal> {
+        let fd = self.fd(vm)?;
+        let outside = || Refusal::Nonsense("a slot must lie within its memory".to_owned());
+        let end = slot.offset.checked_add(slot.length).ok_or_else(outside)?;
+        let address = match ram {
+            Some(ram) if slot.length > 0 && end <= ram.len() as u64 => ram.address() + slot.offset,
+            None if slot.length == 0 => 0,
+            _ => return Err(outside()),
+        };
+        let mut bytes = [0u8; crate::layout::MEMORY_REGION];
+        bytes[..4].copy_from_slice(&slot.number.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&slot.flags.to_ne_bytes());
+        for (at, value) in [(8, slot.guest), (16, slot.length), (24, address)] {
+            bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+        }
+        // Held over the ioctl: the books must not say otherwise than the kernel.
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        ioctl(&fd, &KVM_SET_USER_MEMORY_REGION, bytes.as_mut_ptr().cast())?;
+        memory.retain(|(place, _)| *place != (vm, slot.number));
+        memory.extend(ram.map(|ram| ((vm, slot.number), ram.clone())));
+        Ok(())
+    }
+
+    fn map_run(&self, vcpu: Handle, length: usize) -> Result<Arc<RunPage>, Refusal> {
+        Ok(Arc::new(RunPage::new(Mapping::new(self.fd(vcpu)?, length)?)))
     }
 
     fn close(&self, handle: Handle) {
@@ -168,6 +206,7 @@ unsafe impl Ioctl for Raw {
     }
 }
 
+/// The memory that KVM_SET_USER_MEMORY_REGION points at is not this structure: see [`Live::set_memory`], its only user.
 fn ioctl(fd: &OwnedFd, request: &Request, argument: *mut c_void) -> Result<i32, Refusal> {
     // SAFETY: `check` has seen that the argument is an integer where the request takes one, or else points at a buffer
     // that holds the structure with its array; requests whose structure the kernel sizes by itself get `slack` bytes

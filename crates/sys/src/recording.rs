@@ -1,8 +1,10 @@
 //! Passes calls on and keeps an ordered log.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Arg, Backend, Entry, FdKind, Handle, Log, Refusal, Request, Source, log::Bytes};
+use crate::{
+    Arg, Backend, Entry, FdKind, Handle, Log, Ram, Refusal, Request, RunPage, Slot, Source, log::Bytes,
+};
 
 /// Wraps a backend; what is asked and answered is kept, in order.
 pub struct Recording<B> {
@@ -77,5 +79,14 @@ impl<B: Backend> Backend for Recording<B> {
 
     fn close(&self, fd: Handle) {
         self.inner.close(fd);
+    }
+
+    // What a guest does is in its memory, which no log holds.
+    fn set_memory(&self, vm: Handle, slot: Slot, ram: Option<&Arc<Ram>>) -> Result<(), Refusal> {
+        self.inner.set_memory(vm, slot, ram)
+    }
+
+    fn map_run(&self, vcpu: Handle, length: usize) -> Result<Arc<RunPage>, Refusal> {
+        self.inner.map_run(vcpu, length)
     }
 }

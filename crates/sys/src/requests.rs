@@ -30,6 +30,22 @@ requests! {
     KVM_GET_EMULATED_CPUID = Request::iowr("KVM_GET_EMULATED_CPUID", KVM, 0x09, 8).tailed(0, 8, X86_CPUID_ENTRY);
     /// MSRs that tell features (x86).
     KVM_GET_MSR_FEATURE_INDEX_LIST = Request::iowr("KVM_GET_MSR_FEATURE_INDEX_LIST", KVM, 0x0a, 4).tailed(0, 4, 4);
+    /// The length of the page that a vCPU shares with the kernel.
+    KVM_GET_VCPU_MMAP_SIZE = Request::io("KVM_GET_VCPU_MMAP_SIZE", KVM, 0x04);
+    /// Memory of a VM: made by [`Backend::set_memory`](crate::Backend::set_memory) only.
+    KVM_SET_USER_MEMORY_REGION = Request::iow("KVM_SET_USER_MEMORY_REGION", KVM, 0x46, MEMORY_REGION);
+    /// Three pages that Intel hosts need in real mode (x86).
+    KVM_SET_TSS_ADDR = Request::io("KVM_SET_TSS_ADDR", KVM, 0x47);
+    /// A page that Intel hosts need in real mode (x86).
+    KVM_SET_IDENTITY_MAP_ADDR = Request::iow("KVM_SET_IDENTITY_MAP_ADDR", KVM, 0x48, 8);
+    /// The level of an interrupt line.
+    KVM_IRQ_LINE = Request::iow("KVM_IRQ_LINE", KVM, 0x61, 8);
+    /// Runs the guest.
+    KVM_RUN = Request::io("KVM_RUN", KVM, 0x80);
+    /// A message-signalled interrupt.
+    KVM_SIGNAL_MSI = Request::iow("KVM_SIGNAL_MSI", KVM, 0xa5, 32);
+    /// The routes of interrupts.
+    KVM_SET_GSI_ROUTING = Request::iow("KVM_SET_GSI_ROUTING", KVM, 0x6a, 8).tailed(0, 8, 48);
     /// A new vCPU with the given id.
     KVM_CREATE_VCPU = Request::io("KVM_CREATE_VCPU", KVM, 0x41).creating(Creates::Returned(FdKind::Vcpu));
     /// PIC and IOAPIC in the kernel (x86).

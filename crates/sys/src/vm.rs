@@ -1,13 +1,14 @@
 //! A VM.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::layout::{
     ARM_FEATURE_ID_RANGE, ARM_REG_MASK_RANGE, ARM_VCPU_INIT, CREATE_DEVICE, X86_IRQCHIP, X86_PIT_CONFIG,
     long, word,
 };
 use crate::requests::*;
-use crate::{Arg, Device, Error, Fd, FdKind, Vcpu};
+use crate::{Arg, Device, Error, Fd, FdKind, Ram, Slot, Vcpu};
 
 /// A VM. It lives as long as this or one of its vCPUs and devices does.
 #[derive(Debug)]
@@ -30,6 +31,20 @@ impl<'b> Vm<'b> {
         bytes[..4].copy_from_slice(&kind.to_ne_bytes());
         self.call(&KVM_CREATE_DEVICE, Arg::Out(&mut bytes), kind)?;
         Ok(Device::new(self.adopt(word(&bytes, 4) as i32, FdKind::Device)))
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION: gives the VM this memory, from the first byte to the last, at a guest-physical address.
+    pub fn set_memory(&self, number: u32, guest: u64, ram: &Arc<Ram>) -> Result<(), Error> {
+        let slot = Slot { number, flags: 0, guest, offset: 0, length: ram.len() as u64 };
+        self.set_slot(slot, Some(ram))
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION in full: a slot of a part of some memory, or an empty one.
+    pub fn set_slot(&self, slot: Slot, ram: Option<&Arc<Ram>>) -> Result<(), Error> {
+        let shown = format_args!("slot {}, {:#x} bytes at {:#x}", slot.number, slot.length, slot.guest);
+        self.backend()
+            .set_memory(self.handle(), slot, ram)
+            .map_err(|why| self.error(&KVM_SET_USER_MEMORY_REGION, shown, why))
     }
 
     /// KVM_CREATE_IRQCHIP (x86): PIC, IOAPIC and local APICs in the kernel.
