@@ -24,7 +24,7 @@ pub mod paths {
 /// The initramfs of one run.
 pub(crate) fn build(init: &[u8], modules: &[Module], program: &[u8], job: &Job) -> Vec<u8> {
     let mut archive = Archive::new();
-    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules"] {
+    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules", &paths::WORK[1..]] {
         archive.folder(folder);
     }
     // The kernel opens it for the init before anything is mounted.
@@ -36,6 +36,9 @@ pub(crate) fn build(init: &[u8], modules: &[Module], program: &[u8], job: &Job) 
     archive.file(&paths::PROGRAM[1..], program);
     archive.file(&paths::ARGS[1..], &list(&job.args));
     archive.file(&paths::OUTPUTS[1..], &list(&job.outputs));
+    for (name, content) in &job.inputs {
+        archive.file(&format!("{}/{name}", &paths::WORK[1..]), content);
+    }
     archive.finish()
 }
 

@@ -11,19 +11,27 @@ pub struct Job {
     pub binary: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Files that it writes and that are brought back: relative to its working folder, which is empty, or absolute.
+    /// Files that it finds in its working folder: names without a folder, and contents.
+    pub inputs: Vec<(String, Vec<u8>)>,
+    /// Files that it writes and that are brought back: relative to its working folder, or absolute.
     pub outputs: Vec<String>,
 }
 
 impl Job {
     /// A job without arguments or files.
     pub fn new(binary: impl Into<PathBuf>) -> Job {
-        Job { binary: binary.into(), args: Vec::new(), outputs: Vec::new() }
+        Job { binary: binary.into(), args: Vec::new(), inputs: Vec::new(), outputs: Vec::new() }
     }
 
     /// Adds an argument.
     pub fn arg(mut self, arg: impl Into<String>) -> Job {
         self.args.push(arg.into());
+        self
+    }
+
+    /// Adds a file for it to find in its working folder.
+    pub fn input(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Job {
+        self.inputs.push((name.into(), content.into()));
         self
     }
 

@@ -73,7 +73,7 @@ impl Lab {
                         "evenkeel" => options.binary("evenkeel", kernel.arch).map_err(failed)?,
                         path => PathBuf::from(path),
                     };
-                    let job = Job { binary, args: args.to_vec(), outputs: bring.clone() };
+                    let job = Job { args: args.to_vec(), outputs: bring.clone(), ..Job::new(binary) };
                     one(kernel, &job, &options, |file| {
                         let name = PathBuf::from(file);
                         let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);

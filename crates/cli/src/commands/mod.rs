@@ -8,6 +8,7 @@ pub mod explain;
 pub mod hosts;
 pub mod lab;
 pub mod predict;
+pub mod registers;
 pub mod schema;
 pub mod seal;
 pub mod survive;

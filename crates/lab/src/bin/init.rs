@@ -141,7 +141,6 @@ fn run(port: &mut File) -> Result<()> {
     frame::write(port, Kind::Ready, "", release.release().to_bytes())?;
 
     let (stdout, stderr) = ("/tmp/stdout", "/tmp/stderr");
-    fs::create_dir(paths::WORK)?;
     let args = fs::read(paths::ARGS)?;
     let status = Command::new(paths::PROGRAM)
         .args(split(&args).map(OsStr::from_bytes))

@@ -1,0 +1,1 @@
+//! Many hosts' reports as one matrix.
