@@ -23,8 +23,9 @@ fn emits(item: &Item) -> bool {
     item.listed && !matches!(item.write, Write::Refused)
 }
 
-/// What the destination does with an item.
-fn taken(on: &View, key: ItemKey) -> Option<Write> {
+/// What the destination does with an item; none when nobody knows.
+pub(crate) fn taken(on: &View, item: &Item) -> Option<Write> {
+    let key = item.key;
     match on.item(key) {
         // A running item (a clock) was not written back in the capture; being listed is what there is to know.
         Some(item) if item.write == Write::Unasked && item.listed && on.evidence > Evidence::Predicted => {
@@ -103,7 +104,7 @@ pub fn known(key: ItemKey) -> Known {
 fn judge(q: &Question<'_>, shown: &Shown, item: &Item) -> Option<Finding> {
     let known = known(item.key);
     let there = q.on.item(item.key);
-    let taken = taken(q.on, item.key);
+    let taken = taken(q.on, item);
     let (code, outcome, remedy) = match taken {
         Some(Write::Kept) => match (item.key, item.reset, there.and_then(|i| i.reset)) {
             (ItemKey::Section(_), Some(size), Some(room)) if size > room => {

@@ -12,6 +12,7 @@
 //! | [`finding`], [`cause`], [`describe`] | one difference or failure, the ledger entry behind it, its names |
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
 //! | [`verdict`] | the four verdicts |
+//! | [`registers`] | the last two for each register of an arm64 vCPU, to be held against measurements |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod finding;
 pub mod keeps;
 pub mod layout;
 pub mod predict;
+pub mod registers;
 pub mod seal;
 pub mod verdict;
 pub mod view;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
+use evenkeel_lab::{Arch, Cache, Exit, Job, Kernel, Options, fetch, kernel, kernels, run};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -51,6 +51,8 @@ enum What {
         #[arg(short, long, value_name = "FOLDER", default_value = ".")]
         output: PathBuf,
     },
+    /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
+    Registers(super::lab_registers::Registers),
 }
 
 impl Lab {
@@ -81,6 +83,14 @@ impl Lab {
                     })
                 })
             }
+            What::Registers(registers) => {
+                let fetched = |k: &&Kernel| k.arch == Arch::Aarch64 && cache.installed(k).is_ok();
+                let chosen: Vec<&Kernel> = match registers.kernels.as_slice() {
+                    [] => kernels().iter().filter(fetched).collect(),
+                    names => choose(names)?,
+                };
+                registers.run(&chosen, &Options::new(cache).map_err(failed)?, global)
+            }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<&Kernel> = match names.as_slice() {
                     [] => kernels().iter().filter(|k| cache.installed(k).is_ok()).collect(),
@@ -98,7 +108,7 @@ impl Lab {
     }
 }
 
-fn failed(e: evenkeel_lab::Error) -> Failure {
+pub(super) fn failed(e: evenkeel_lab::Error) -> Failure {
     let text = e.to_string();
     let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
     Failure { exit: 3, ..Failure::bad(message, hint) }

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod explain;
 pub mod hosts;
 pub mod lab;
+pub mod lab_registers;
 pub mod predict;
 pub mod registers;
 pub mod schema;

@@ -1,0 +1,293 @@
+//! `evenkeel lab registers`: the registers of each kernel on every kernel, in two rounds, beside what was predicted.
+
+use std::path::PathBuf;
+
+use evenkeel_contract::registers::expect;
+use evenkeel_lab::{Exit, Job, Kernel, Options, run};
+use evenkeel_state::matrix::{Against, Cell, Matrix, PredictedHost, Prediction, Sets};
+use evenkeel_state::{LoadReport, Shape, parse_file, parse_report};
+use evenkeel_surface::canonical::{Canonical, digest};
+use evenkeel_surface::{Arch, Hex64};
+
+use super::registers::{gic, name};
+use crate::failure::Failure;
+use crate::{Format, Global, output};
+
+/// The registers of each kernel on every kernel: saved, set, read back, and compared with what was predicted.
+#[derive(clap::Args)]
+pub struct Registers {
+    /// Kernels by name; all for arm64 that are fetched when none is named.
+    pub kernels: Vec<String>,
+    /// What vCPUs are made with: min, pmu or full. Several may be given; all of them when none is.
+    #[arg(long, value_parser = super::registers::shape)]
+    shape: Vec<Shape>,
+    /// Also with registers that were given other values before they were saved.
+    #[arg(long)]
+    fill: bool,
+    /// Where the files go: registers.json is the matrix.
+    #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+    output: PathBuf,
+}
+
+/// The file that a program inside writes.
+const RESULT: &str = "result.json";
+
+impl Registers {
+    /// Does both rounds. Exits with 0 when all that was measured had been predicted, with 1 when not, with 3 when a
+    /// kernel could not be run.
+    pub fn run(self, kernels: &[&Kernel], options: &Options, global: Global) -> Result<u8, Failure> {
+        if let Some(other) = kernels.iter().find(|k| k.arch != evenkeel_lab::Arch::Aarch64) {
+            return Err(Failure::bad(
+                format!("{} is not for arm64: x86 has no registers by id", other.name),
+                "name kernels that end in -arm64",
+            ));
+        }
+        let shapes = if self.shape.is_empty() { Shape::ALL.to_vec() } else { self.shape.clone() };
+        std::fs::create_dir_all(&self.output).map_err(|e| Failure::file(&self.output, &e))?;
+        let mut failed = 0;
+
+        let mut saved: Vec<(&Kernel, Vec<u8>)> = Vec::new();
+        for (i, kernel) in kernels.iter().enumerate() {
+            anstream::eprintln!("round 1, saving [{}/{}] {}", i + 1, kernels.len(), kernel.name);
+            let args = ["registers", "save", "-o", RESULT].into_iter().map(str::to_owned);
+            let shapes = shapes.iter().flat_map(|s| ["--shape".to_owned(), s.name().to_owned()]);
+            let fill = self.fill.then(|| "--fill".to_owned());
+            match inside(kernel, args.chain(shapes).chain(fill), &[], options).and_then(|bytes| {
+                parse_file(&bytes).map(|_| bytes).map_err(|e| Failure::bad(e.to_string(), ""))
+            }) {
+                Ok(bytes) => {
+                    output::write(&self.output.join(format!("{}.saved.json", kernel.name)), &bytes)?;
+                    saved.push((kernel, bytes));
+                }
+                Err(failure) => {
+                    failure.print();
+                    failed += 1;
+                }
+            }
+        }
+        if saved.is_empty() {
+            return Err(Failure {
+                exit: 3,
+                ..Failure::bad("no kernel saved anything: there is no matrix", "")
+            });
+        }
+
+        // Before anything is measured, and not changed after.
+        let names: Vec<&str> = saved.iter().map(|(k, _)| k.name.as_str()).collect();
+        let prediction = predict(&names, &shapes)?;
+        let text = prediction.canonical();
+        let digest = digest(&text);
+        output::write(&self.output.join("predicted.json"), text + "\n")?;
+        anstream::eprintln!("predicted before measuring: {digest}");
+
+        let files: Vec<(String, Vec<u8>)> =
+            saved.iter().map(|(k, bytes)| (format!("{}.json", k.name), bytes.clone())).collect();
+        let mut reports: Vec<(String, LoadReport)> = Vec::new();
+        for (i, (kernel, _)) in saved.iter().enumerate() {
+            anstream::eprintln!("round 2, loading [{}/{}] {}", i + 1, saved.len(), kernel.name);
+            let args = ["registers", "load", "-o", RESULT].into_iter().map(str::to_owned);
+            let loaded = inside(kernel, args.chain(files.iter().map(|f| f.0.clone())), &files, options);
+            match loaded.and_then(|b| parse_report(&b).map_err(|e| Failure::bad(e.to_string(), ""))) {
+                Ok(report) => reports.push((kernel.name.clone(), report)),
+                Err(failure) => {
+                    failure.print();
+                    failed += 1;
+                }
+            }
+        }
+        // Pairs are places in the list of hosts, which must be the same one.
+        let whole = reports.len() == saved.len();
+        let prediction = if whole {
+            prediction
+        } else {
+            let left: Vec<&str> = reports.iter().map(|(n, _)| n.as_str()).collect();
+            predict(&left, &shapes)?
+        };
+        let matrix = Matrix::new(&reports, Some((&prediction, digest)));
+        if matrix.cells.is_empty() {
+            return Err(Failure {
+                exit: 3,
+                ..Failure::bad("no kernel loaded anything: there is no matrix", "")
+            });
+        }
+        output::write(&self.output.join("registers.json"), matrix.canonical() + "\n")?;
+        match global.format {
+            Format::Json => output::json(&matrix)?,
+            Format::Text => output::print(&text_of(&matrix, global.all))?,
+        }
+        let surprises = matrix
+            .cells
+            .iter()
+            .any(|c| c.failed.is_some() || c.against.as_ref().is_some_and(|a| !a.agrees()));
+        Ok(if failed > 0 { 3 } else { u8::from(surprises) })
+    }
+}
+
+/// Runs `evenkeel` under a kernel and brings back the file that it wrote.
+fn inside(
+    kernel: &Kernel,
+    args: impl Iterator<Item = String>,
+    inputs: &[(String, Vec<u8>)],
+    options: &Options,
+) -> Result<Vec<u8>, Failure> {
+    let binary = options.binary("evenkeel", kernel.arch).map_err(super::lab::failed)?;
+    let mut job = Job::new(binary).output(RESULT);
+    job.args = args.collect();
+    job.inputs = inputs.to_vec();
+    let mut out = run(kernel, &job, options).map_err(super::lab::failed)?;
+    let words = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    match (out.exit, out.files.remove(RESULT)) {
+        // 1 says that some registers were not kept, which is what the matrix is about; 3 names vCPUs in the report.
+        (Exit::Code(0 | 1 | 3), Some(bytes)) => Ok(bytes),
+        (exit, _) => Err(Failure {
+            exit: 3,
+            ..Failure::bad(format!("{}: the program ended with {exit:?}: {words}", kernel.name), "")
+        }),
+    }
+}
+
+/// What the bundled captures say of every ordered pair.
+pub fn predict(names: &[&str], shapes: &[Shape]) -> Result<Prediction, Failure> {
+    let mut hosts = Vec::new();
+    let mut captures = Vec::new();
+    for name in names {
+        let bundled = evenkeel_hosts::BUNDLED.iter().any(|b| b.name == *name);
+        let host = if bundled { Some(evenkeel_hosts::load(name)?) } else { None };
+        let offer = host.as_ref().map(|h| h.surface.digests.offer.clone());
+        hosts.push(PredictedHost { name: (*name).to_owned(), offer });
+        captures.push(host);
+    }
+    let mut each = Vec::new();
+    for (i, from) in captures.iter().enumerate() {
+        for (j, on) in captures.iter().enumerate() {
+            let (Some(from), Some(on)) = (from, on) else { continue };
+            for &shape in shapes {
+                let view = |host: &evenkeel_hosts::Host| {
+                    host.views.iter().find(|v| v.shape == shape.name() && v.arch == Arch::Aarch64).cloned()
+                };
+                let (Some(from), Some(on)) = (view(from), view(on)) else { continue };
+                let expected = expect(&from, &on);
+                let ids = |set: std::collections::BTreeSet<u64>| set.into_iter().map(Hex64).collect();
+                let sets = Sets {
+                    refused: ids(expected.refused),
+                    unsaved: ids(expected.unsaved),
+                    altered: ids(expected.altered),
+                };
+                each.push((shape, (i as u16, j as u16), sets));
+            }
+        }
+    }
+    Ok(Prediction::new(hosts, each))
+}
+
+/// The matrix for a person.
+fn text_of(matrix: &Matrix, all: bool) -> String {
+    let mut text = String::from(
+        "rows: where registers were saved; columns: where they were set.\n\
+         refused / there but not saved / read back different; `=` as predicted, `!` not so, `?` nothing was predicted\n",
+    );
+    let mut tables: Vec<(bool, Shape)> = matrix.cells.iter().map(|c| (c.filled, c.shape)).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    for (filled, shape) in tables {
+        text += &table(matrix, shape, filled);
+    }
+    text += "\n";
+    let (mut agree, mut measured) = (0, 0);
+    for cell in &matrix.cells {
+        if let Some(against) = &cell.against {
+            measured += cell.pairs.len();
+            agree += if against.agrees() { cell.pairs.len() } else { 0 };
+        }
+        text += &differences(matrix, cell, all);
+    }
+    for host in &matrix.hosts {
+        text += &format!("{}: {}", host.name, gic(&host.gic));
+    }
+    text + &format!("{agree} of {measured} cells are as predicted\n")
+}
+
+fn short(name: &str) -> &str {
+    name.trim_start_matches("debian-").trim_end_matches("-arm64")
+}
+
+fn table(matrix: &Matrix, shape: Shape, filled: bool) -> String {
+    let width = 12;
+    let mut text = format!(
+        "\n{}{}\n{:>9}",
+        shape.name(),
+        if filled { ", filled before they were saved" } else { ", as KVM made them" },
+        ""
+    );
+    for host in &matrix.hosts {
+        text += &format!("{:>width$}", short(&host.name));
+    }
+    text += "\n";
+    for (from, host) in matrix.hosts.iter().enumerate() {
+        text += &format!("{:>9}", short(&host.name));
+        for to in 0..matrix.hosts.len() {
+            let cell = matrix.cell(shape, filled, (from as u16, to as u16));
+            text += &format!("{:>width$}", cell.map_or("-".to_owned(), counts));
+        }
+        text += "\n";
+    }
+    text
+}
+
+fn counts(cell: &Cell) -> String {
+    if cell.failed.is_some() {
+        return "failed".to_owned();
+    }
+    let mark = match &cell.against {
+        None => "?",
+        Some(against) if against.agrees() => "=",
+        Some(_) => "!",
+    };
+    format!("{}/{}/{}{mark}", cell.refused.len(), cell.unsaved.len(), cell.altered.len())
+}
+
+/// What became of registers in the pairs of a cell: with `all` every one, else those that were predicted otherwise.
+fn differences(matrix: &Matrix, cell: &Cell, all: bool) -> String {
+    let (from, to) = cell.pairs[0];
+    let host = |i: u16| matrix.hosts.get(usize::from(i)).map_or("?", |h| short(&h.name));
+    let more = if cell.pairs.len() > 1 {
+        format!(" and {} pairs more", cell.pairs.len() - 1)
+    } else {
+        String::new()
+    };
+    let title = format!(
+        "{}{}: {} to {}{more}\n",
+        cell.shape.name(),
+        if cell.filled { ", filled" } else { "" },
+        host(from),
+        host(to)
+    );
+    let mut text = String::new();
+    if let Some(why) = &cell.failed {
+        text += &format!("  no vCPU: {why}\n");
+    }
+    if all {
+        for r in &cell.refused {
+            let listed = if r.listed { "" } else { ", not listed there" };
+            text += &format!("  {:<44} {}{listed}\n", name(r.id.0), r.errno);
+        }
+        for a in &cell.altered {
+            let now = a.now.as_ref().map_or("unreadable".to_owned(), |v| v.to_string());
+            text += &format!("  {:<44} {} became {now}\n", name(a.id.0), a.saved);
+        }
+        for id in &cell.unsaved {
+            text += &format!("  {:<44} there, and not saved\n", name(id.0));
+        }
+    }
+    if let Some(Against { refused, unsaved, altered }) = &cell.against {
+        for (what, versus) in [("refused", refused), ("not saved", unsaved), ("altered", altered)] {
+            for id in &versus.only_predicted {
+                text += &format!("  {:<44} was predicted to be {what}, and is not\n", name(id.0));
+            }
+            for id in &versus.only_measured {
+                text += &format!("  {:<44} is {what}, and that was not predicted\n", name(id.0));
+            }
+        }
+    }
+    if text.is_empty() { text } else { title + &text }
+}
