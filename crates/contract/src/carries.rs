@@ -24,8 +24,7 @@ fn emits(item: &Item) -> bool {
 }
 
 /// What the destination does with an item; none when nobody knows.
-pub(crate) fn taken(on: &View, item: &Item) -> Option<Write> {
-    let key = item.key;
+pub(crate) fn taken(on: &View, key: ItemKey) -> Option<Write> {
     match on.item(key) {
         // A running item (a clock) was not written back in the capture; being listed is what there is to know.
         Some(item) if item.write == Write::Unasked && item.listed && on.evidence > Evidence::Predicted => {
@@ -104,7 +103,7 @@ pub fn known(key: ItemKey) -> Known {
 fn judge(q: &Question<'_>, shown: &Shown, item: &Item) -> Option<Finding> {
     let known = known(item.key);
     let there = q.on.item(item.key);
-    let taken = taken(q.on, item);
+    let taken = taken(q.on, item.key);
     let (code, outcome, remedy) = match taken {
         Some(Write::Kept) => match (item.key, item.reset, there.and_then(|i| i.reset)) {
             (ItemKey::Section(_), Some(size), Some(room)) if size > room => {

@@ -109,7 +109,7 @@ pub struct Loaded {
     pub features: Vec<String>,
     /// The saved vCPU had been filled.
     pub filled: bool,
-    /// Registers that were set and read back the same.
+    /// Registers that were set, and hold the saved value when all were.
     pub kept: u32,
     /// Counters that were set and went on from there.
     pub running: u32,
@@ -117,6 +117,8 @@ pub struct Loaded {
     pub not_kept: Vec<NotKept>,
     /// Registers that were kept when they were set, and had another value when all were.
     pub overwritten: Vec<Overwritten>,
+    /// Registers that read back different when they were set, and had the saved value when all were: they count as kept.
+    pub settled: Vec<Hex64>,
     /// Registers that this host lists and the file does not hold, in the kernel's order.
     pub unsaved: Vec<Hex64>,
 }
@@ -148,7 +150,7 @@ pub enum Became {
     Unlisted,
     /// KVM_SET_ONE_REG failed, though the register is here.
     Refused,
-    /// KVM_SET_ONE_REG succeeded, and another value was read back.
+    /// KVM_SET_ONE_REG succeeded, and another value was read back, also when all registers were set.
     Altered,
     /// KVM_SET_ONE_REG succeeded, and the register could not be read back.
     Unreadable,

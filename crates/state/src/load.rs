@@ -32,7 +32,7 @@ pub fn load_all(backend: &dyn Backend, files: &[(String, RegisterFile)]) -> Resu
     Ok(LoadReport {
         schema: LOADED_SCHEMA.to_owned(),
         arch: Arch::Aarch64,
-        kernel: release(&open(backend)?),
+        kernel: release(&open(backend)?)?,
         loads: loads.collect(),
         gic,
     })
@@ -70,14 +70,16 @@ pub fn load(backend: &dyn Backend, saved: &VcpuRegisters) -> Result<Loaded, Erro
     let now = guest.vcpu.reg_list().map_err(Error::call("the list of registers"))?;
     let unsaved = now.into_iter().filter(|id| !held.contains(id)).map(Hex64).collect();
     let overwritten = loading.look_again();
+    let settled = loading.settle();
     Ok(Loaded {
         shape: saved.shape,
         features: guest.features.clone(),
         filled: saved.filled,
-        kept: loading.kept.len() as u32,
+        kept: (loading.kept.len() + settled.len()) as u32,
         running: loading.running,
         not_kept: loading.not_kept,
         overwritten,
+        settled,
         unsaved,
     })
 }
@@ -139,17 +141,48 @@ impl<'g, 'b> Loading<'g, 'b> {
     fn look_again(&mut self) -> Vec<Overwritten> {
         let mut overwritten = Vec::new();
         for (id, bytes) in &self.kept {
-            match self.vcpu.one_reg(*id) {
-                Ok(now) if now != *bytes => overwritten.push(Overwritten {
-                    id: Hex64(*id),
-                    saved: Value::from_bytes(bytes),
-                    now: Value::from_bytes(&now),
+            let (id, saved) = (Hex64(*id), Value::from_bytes(bytes));
+            match self.vcpu.one_reg(id.0) {
+                Ok(now) if now == *bytes => {}
+                Ok(now) => overwritten.push(Overwritten { id, saved, now: Value::from_bytes(&now) }),
+                Err(error) => self.not_kept.push(NotKept {
+                    id,
+                    became: Became::Unreadable,
+                    saved: Some(saved),
+                    now: None,
+                    errno: Some(error.why.short()),
                 }),
-                _ => {}
             }
         }
-        self.kept.retain(|id, _| overwritten.iter().all(|o| o.id.0 != *id));
+        let gone = |id: u64| {
+            overwritten.iter().any(|o| o.id.0 == id)
+                || self.not_kept.iter().any(|n| n.id.0 == id && n.became == Became::Unreadable)
+        };
+        self.kept.retain(|id, _| !gone(*id));
         overwritten
+    }
+}
+
+impl Loading<'_, '_> {
+    /// What was altered and is right now that others were set; the rest is told with its value at the end.
+    fn settle(&mut self) -> Vec<Hex64> {
+        let mut settled = Vec::new();
+        let vcpu = self.vcpu;
+        self.not_kept.retain_mut(|n| {
+            if n.became != Became::Altered {
+                return true;
+            }
+            if let Ok(now) = vcpu.one_reg(n.id.0) {
+                n.now = Some(Value::from_bytes(&now));
+            }
+            let right = n.now == n.saved;
+            if right {
+                settled.push(n.id);
+            }
+            !right
+        });
+        settled.sort();
+        settled
     }
 }
 

@@ -71,6 +71,9 @@ pub struct Cell {
     pub unsaved: Vec<Hex64>,
     /// Registers whose set succeeded, and which hold another value, by id.
     pub altered: Vec<Altered>,
+    /// Registers that read back different at first and hold the saved value now that others were set, by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<Hex64>,
     /// What was predicted otherwise; absent where nothing was predicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<Against>,
@@ -295,6 +298,7 @@ fn empty(shape: Shape) -> Cell {
         refused: Vec::new(),
         unsaved: Vec::new(),
         altered: Vec::new(),
+        settled: Vec::new(),
         against: None,
     }
 }
@@ -306,6 +310,7 @@ fn alike(a: &Cell, b: &Cell) -> bool {
         && a.refused == b.refused
         && a.unsaved == b.unsaved
         && a.altered == b.altered
+        && a.settled == b.settled
         && a.against == b.against
 }
 
@@ -327,6 +332,7 @@ fn cell_of(loaded: &Loaded) -> Cell {
     }));
     cell.refused.sort();
     cell.altered.sort();
+    cell.settled.clone_from(&loaded.settled);
     cell.unsaved.extend(&loaded.unsaved);
     cell.unsaved.sort();
     cell

@@ -25,7 +25,7 @@ pub fn save(backend: &dyn Backend, shapes: &[Shape], fill: bool) -> Result<Regis
             vcpus.push(save_one(&system, shape, true)?);
         }
     }
-    Ok(RegisterFile { schema: FILE_SCHEMA.to_owned(), arch: Arch::Aarch64, kernel: release(&system), vcpus })
+    Ok(RegisterFile { schema: FILE_SCHEMA.to_owned(), arch: Arch::Aarch64, kernel: release(&system)?, vcpus })
 }
 
 fn save_one(system: &System<'_>, shape: Shape, filled: bool) -> Result<VcpuRegisters, Error> {

@@ -1,6 +1,6 @@
 //! A vCPU to save from or to load into, made as a VMM makes it: features, SVE, interrupt controller, PMU.
 
-use evenkeel_sys::{Device, Error as CallError, Source, System, Vcpu, Vm};
+use evenkeel_sys::{Backend, Device, Error as CallError, Source, System, Vcpu, Vm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -66,24 +66,25 @@ impl Shape {
 }
 
 /// Opens `/dev/kvm` of an arm64 host.
-pub(crate) fn open(backend: &dyn evenkeel_sys::Backend) -> Result<System<'_>, Error> {
-    let read = |source: Source<'_>| {
-        backend.read(source).map_err(|why| Error::Call {
-            what: "which architecture is this",
-            source: CallError { ioctl: "read", argument: source.to_string(), why },
-        })
-    };
-    let name = read(Source::Architecture)?;
+pub(crate) fn open(backend: &dyn Backend) -> Result<System<'_>, Error> {
+    let name = read(backend, "which architecture is this", Source::Architecture)?;
     if name != b"aarch64" {
         return Err(Error::Architecture(String::from_utf8_lossy(&name).into_owned()));
     }
     System::open(backend).map_err(Error::call("is there KVM"))
 }
 
+fn read(backend: &dyn Backend, what: &'static str, source: Source<'_>) -> Result<Vec<u8>, Error> {
+    backend.read(source).map_err(|why| Error::Call {
+        what,
+        source: CallError { ioctl: "read", argument: source.to_string(), why },
+    })
+}
+
 /// The release of the kernel that runs: a name, never a reason for anything.
-pub(crate) fn release(system: &System<'_>) -> String {
-    let uname = system.backend().read(Source::Uname).unwrap_or_default();
-    String::from_utf8_lossy(&uname).lines().next().unwrap_or_default().to_owned()
+pub(crate) fn release(system: &System<'_>) -> Result<String, Error> {
+    let uname = read(system.backend(), "the kernel's name", Source::Uname)?;
+    Ok(String::from_utf8_lossy(&uname).lines().next().unwrap_or_default().to_owned())
 }
 
 /// A VM with one vCPU, complete but for its first run.
@@ -121,13 +122,19 @@ impl<'b> Guest<'b> {
         early: impl FnOnce(&Vcpu<'b>),
     ) -> Result<Guest<'b>, Error> {
         // Type 0 means 40 bits of guest physical address, more than some hosts have.
-        let bits = system.check_extension(CAP_IPA_SIZE).ok().filter(|bits| (32..40).contains(bits));
-        let vm = system.create_vm(bits.unwrap_or(0) as u64).map_err(Error::call("a VM"))?;
-        let offered = |cap: Option<u32>| match cap {
-            None => true,
-            Some(cap) => system.check_extension(cap).is_ok_and(|answer| answer > 0),
-        };
-        let wanted: Vec<&Feature> = shape.features().iter().filter(|f| offered(f.2)).collect();
+        let bits = system.check_extension(CAP_IPA_SIZE).map_err(Error::call("a VM"))?;
+        let kind = if (32..40).contains(&bits) { bits as u64 } else { 0 };
+        let vm = system.create_vm(kind).map_err(Error::call("a VM"))?;
+        let mut wanted: Vec<&Feature> = Vec::new();
+        for feature in shape.features() {
+            let offered = match feature.2 {
+                None => true,
+                Some(cap) => system.check_extension(cap).map_err(Error::call("a vCPU's features"))? > 0,
+            };
+            if offered {
+                wanted.push(feature);
+            }
+        }
         let bits = wanted.iter().fold(0, |all, (bit, ..)| all | 1 << bit);
         let target = vm.preferred_target().map_err(Error::call("a vCPU"))?;
         let vcpu = vm.create_vcpu(0).map_err(Error::call("a vCPU"))?;

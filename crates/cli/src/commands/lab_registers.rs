@@ -275,6 +275,9 @@ fn differences(matrix: &Matrix, cell: &Cell, all: bool) -> String {
             let now = a.now.as_ref().map_or("unreadable".to_owned(), |v| v.to_string());
             text += &format!("  {:<44} {} became {now}\n", name(a.id.0), a.saved);
         }
+        for id in &cell.settled {
+            text += &format!("  {:<44} right only once others were set\n", name(id.0));
+        }
         for id in &cell.unsaved {
             text += &format!("  {:<44} there, and not saved\n", name(id.0));
         }

@@ -181,6 +181,9 @@ fn one(load: &FileLoad, loaded: &Loaded, all: bool) -> String {
         text += &format!("  {:<40} changed later: saved {}, now {}\n", name(o.id.0), o.saved, o.now);
     }
     if all {
+        for id in &loaded.settled {
+            text += &format!("  {:<40} right only once others were set\n", name(id.0));
+        }
         for id in &loaded.unsaved {
             text += &format!("  {:<40} not in the file\n", name(id.0));
         }
