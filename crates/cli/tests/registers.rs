@@ -120,6 +120,30 @@ fn the_named_cases_are_measured() {
     }
 }
 
+/// The verdicts name the same cases: the items by `carries`, the PSCI version by `keeps`.
+#[test]
+fn the_named_cases_are_in_the_verdicts() {
+    use evenkeel_contract::keeps::{Question, keeps};
+    let refusals = |from: &str, to: &str| -> BTreeSet<String> {
+        let host = |short: &str| load(&format!("debian-{short}-arm64")).unwrap();
+        let (from, on) = (host(from), host(to));
+        let view = |h: &evenkeel_hosts::Host| h.views.iter().find(|v| v.shape == "pmu").unwrap().clone();
+        let (from, on) = (view(&from), view(&on));
+        let q = Question { from: &from, on: &on, running: true, pinned: false };
+        let shown = evenkeel_contract::Contract::unpinned(from.arch, &from.shape).resolve(&from);
+        let items = evenkeel_contract::carries::carries(&q, &shown);
+        let facets = keeps(&q, &shown);
+        let refused = items.into_iter().filter(|f| f.code == "item-refused");
+        refused.chain(facets.into_iter().filter(|f| f.code == "facet-lost")).map(|f| f.subject).collect()
+    };
+    assert_eq!(refusals("7.3", "7.2"), ["reg.603000000013c4f6".to_owned()].into());
+    let three = ["reg.603000000013c103", "reg.603000000013c512", "reg.603000000013c513"];
+    let up = refusals("6.12", "6.16");
+    assert!(three.iter().all(|r| up.contains(*r)), "{up:?}");
+    let back = refusals("6.16", "6.12");
+    assert!(["arm64.psci.version", "reg.6030000000160003"].iter().all(|r| back.contains(*r)), "{back:?}");
+}
+
 /// A register that cannot be kept is one thing; a host that does not take its own registers back would be another.
 #[test]
 fn every_host_takes_its_own_registers_back_but_for_aliases() {
@@ -200,6 +224,14 @@ mod facts {
         ("7.3.4", "7.3"),
     ];
 
+    /// Bits of values that differ from those measured there, and why.
+    const EXPLAINED: &[(u64, u64, &str)] = &[(
+        0x6030_0000_0013_dce0,
+        1 << 2,
+        "PMCR_EL0.C resets the cycle counter when it is written and means nothing when it is read. KVM makes the register \
+         with the bit set; there it was clear in what 6.1 saved, and set in what 5.10 saved",
+    )];
+
     fn read(name: &str) -> String {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let shared =
@@ -279,7 +311,7 @@ mod facts {
                             let now = rest.iter().find_map(|w| w.strip_prefix("now=")).unwrap();
                             let settled = cell.settled.iter().any(|i| i.0 == id);
                             let mut altered = cell.altered.iter().filter(|a| a.id.0 == id);
-                            settled || altered.any(|a| !a.later && same(now, &a.now))
+                            settled || altered.any(|a| !a.later && same(id, now, &a.now))
                         }
                     };
                     assert!(found, "{line}: {part}: {name} {rest:?}");
@@ -288,15 +320,23 @@ mod facts {
                 _ => {}
             }
         }
+        for (id, bits, why) in EXPLAINED {
+            println!("explained: bits {bits:#x} of {id:#x}: {why}");
+        }
         println!("{names} names with errno or value are the same");
         assert!(names > 300, "{names}");
     }
 
     /// Values stand there as bytes, the lowest first and without zeroes at the end.
-    fn same(bytes: &str, value: &Option<evenkeel_state::Value>) -> bool {
+    fn same(id: u64, bytes: &str, value: &Option<evenkeel_state::Value>) -> bool {
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         let bytes: Vec<u8> = bytes.as_bytes().chunks(2).map(byte).collect();
-        *value == Some(evenkeel_state::Value::from_bytes(&bytes))
+        let theirs = evenkeel_state::Value::from_bytes(&bytes).as_u64().unwrap();
+        let free: u64 = EXPLAINED.iter().filter(|e| e.0 == id).map(|e| e.1).sum();
+        value
+            .as_ref()
+            .and_then(evenkeel_state::Value::as_u64)
+            .is_some_and(|ours| (ours ^ theirs) & !free == 0)
     }
 
     /// The register that has this name there.

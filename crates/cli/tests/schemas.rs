@@ -5,7 +5,18 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 7] = ["surface", "survive", "diff", "check", "baseline", "seal", "predict"];
+const DOCUMENTS: [&str; 10] = [
+    "surface",
+    "survive",
+    "diff",
+    "check",
+    "baseline",
+    "seal",
+    "predict",
+    "registers",
+    "registers-loaded",
+    "registers-matrix",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")
@@ -67,6 +78,12 @@ fn every_bundled_capture_validates() {
     for bundled in evenkeel_hosts::BUNDLED {
         validate("surface", bundled.text);
     }
+}
+
+#[test]
+fn the_measured_matrix_of_registers_validates() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../state/tests/data/registers-arm64.json");
+    validate("registers-matrix", &std::fs::read_to_string(path).unwrap());
 }
 
 #[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]

@@ -20,6 +20,12 @@ pub enum Document {
     Seal,
     /// What `predict` prints.
     Predict,
+    /// What `registers save` writes.
+    Registers,
+    /// What `registers load` writes.
+    RegistersLoaded,
+    /// What `lab registers` writes: the matrix.
+    RegistersMatrix,
 }
 
 impl Document {
@@ -33,6 +39,9 @@ impl Document {
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
+            Document::Registers => schemars::schema_for!(evenkeel_state::RegisterFile),
+            Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::LoadReport),
+            Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::matrix::Matrix),
         }
     }
 }
