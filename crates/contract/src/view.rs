@@ -401,11 +401,6 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
                 continue;
             }
         }
-        // So is the value of a register that is a choice (the PSCI version).
-        if CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
-            items.push(Item { key: ItemKey::Reg(r.id.0), listed: true, write: Write::Kept, reset: None });
-            continue;
-        }
         items.push(Item {
             key: ItemKey::Reg(r.id.0),
             listed: true,

@@ -223,14 +223,15 @@ impl Prediction {
 }
 
 impl Matrix {
-    /// Puts the reports of hosts together: `reports[i]` is what `names[i]` made of the files, which are called after the
-    /// hosts that saved them (`NAME.json`). A host without a report is left out as a destination, but keeps its place.
+    /// Puts the reports of hosts together, each with the host's name. The files that a report speaks of are called after
+    /// the hosts that saved them (`NAME.json`); those of hosts without a report are left out. A prediction comes with its
+    /// digest, and is of the same hosts in the same order.
     pub fn new(reports: &[(String, LoadReport)], prediction: Option<(&Prediction, String)>) -> Matrix {
         let place = |name: &str| reports.iter().position(|(n, _)| n == name).map(|i| i as u16);
         let mut cells: Vec<Cell> = Vec::new();
         for (to, (_, report)) in reports.iter().enumerate() {
             for load in &report.loads {
-                let Some(from) = place(load.file.trim_end_matches(".json")) else { continue };
+                let Some(from) = load.file.strip_suffix(".json").and_then(place) else { continue };
                 let pair = (from, to as u16);
                 let mut cell = match &load.loaded {
                     Some(loaded) => cell_of(loaded),
