@@ -95,6 +95,26 @@ fn what_captures_foretell_is_what_was_measured() {
     assert!(cells >= 3 * 12 * 12 && registers > 1000);
 }
 
+/// What a capture says of a shape is foretold of the vCPUs that are measured: they must be made alike.
+#[test]
+fn shapes_are_those_of_captures() {
+    let mut seen = 0;
+    for bundled in evenkeel_hosts::BUNDLED.iter().filter(|b| b.name.ends_with("-arm64")) {
+        let host = load(bundled.name).unwrap();
+        let shapes = &host.surface.offer.shapes;
+        assert_eq!(shapes.len(), Shape::ALL.len());
+        for (captured, shape) in shapes.iter().zip(Shape::ALL) {
+            let features: Vec<&str> = shape.feature_names().collect();
+            assert_eq!(
+                (captured.name.as_str(), &captured.features),
+                (shape.name(), &features.iter().map(|f| (*f).to_owned()).collect())
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen >= 36, "{seen}");
+}
+
 /// The cases for which the matrix was built.
 #[test]
 fn the_named_cases_are_measured() {
@@ -366,5 +386,49 @@ mod facts {
                 item.or(facet).unwrap_or_else(|| panic!("which register is {name}?"))
             }
         }
+    }
+}
+
+/// The command, where there is nothing to measure.
+mod command {
+    use std::process::{Command, Output};
+
+    fn run(args: &[&str]) -> (i32, String) {
+        let out: Output = Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
+        assert_eq!(out.stdout, b"", "an error has no data on standard output");
+        (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+    }
+
+    #[cfg(not(target_arch = "aarch64"))]
+    #[test]
+    fn another_architecture_is_told_where_to_go() {
+        let (code, words) = run(&["registers", "save"]);
+        assert_eq!(code, 3, "{words}");
+        assert!(
+            words.contains("on arm64 only, and this is") && words.contains("evenkeel lab registers"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn files_that_are_none_are_bad_input_that_names_what_writes_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.json");
+        let path = path.to_str().unwrap();
+        assert_eq!(run(&["registers", "load", path]).0, 2);
+        for content in ["", "{}", r#"{"schema":"evenkeel.surface/1"}"#] {
+            std::fs::write(path, content).unwrap();
+            let (code, words) = run(&["registers", "load", path]);
+            assert_eq!(code, 2, "{words}");
+            assert!(words.contains(path) && words.contains("evenkeel registers save"), "{words}");
+        }
+        assert_eq!(run(&["registers", "load", folder.path().to_str().unwrap()]).0, 2, "a folder");
+    }
+
+    #[test]
+    fn only_arm64_kernels_have_registers_by_id() {
+        let (code, words) = run(&["lab", "registers", "debian-6.1", "-o", "/nowhere"]);
+        assert_eq!(code, 2, "{words}");
+        assert!(words.contains("debian-6.1 is not for arm64"), "{words}");
     }
 }

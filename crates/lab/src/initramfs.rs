@@ -46,3 +46,18 @@ pub(crate) fn build(init: &[u8], modules: &[Module], program: &[u8], job: &Job) 
 fn list(strings: &[String]) -> Vec<u8> {
     strings.iter().flat_map(|text| text.bytes().chain([0])).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_files_lie_in_the_working_folder() {
+        let job = Job::new("/program").arg("load").input("a.json", *b"the content");
+        let archive = build(b"init", &[], b"program", &job);
+        let place = |what: &[u8]| archive.windows(what.len()).position(|bytes| bytes == what);
+        let (folder, name, content) =
+            (place(b"lab/work\0"), place(b"lab/work/a.json\0"), place(b"the content"));
+        assert!(folder.is_some() && folder < name && name < content, "{folder:?} {name:?} {content:?}");
+    }
+}

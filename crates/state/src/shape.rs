@@ -33,6 +33,8 @@ const SVE: Feature = (4, "sve", Some(CAP_SVE));
 const PAUTH_ADDRESS: Feature = (5, "pauth-address", Some(CAP_PAUTH_ADDRESS));
 const PAUTH_GENERIC: Feature = (6, "pauth-generic", Some(CAP_PAUTH_GENERIC));
 
+/// The word for the interrupt controller.
+const GIC: &str = "gic=v3";
 /// KVM_DEV_TYPE_ARM_VGIC_V3, and where its frames go: any place would do, nothing runs.
 const DEVICE_GIC_V3: u32 = 7;
 const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
@@ -54,6 +56,11 @@ impl Shape {
     /// The shape of this name.
     pub fn by_name(name: &str) -> Option<Shape> {
         Shape::ALL.into_iter().find(|shape| shape.name() == name)
+    }
+
+    /// The words for what it is made with, where a host has all of it; as in a capture.
+    pub fn feature_names(self) -> impl Iterator<Item = &'static str> {
+        self.features().iter().map(|(_, name, _)| *name).chain([GIC])
     }
 
     fn features(self) -> &'static [Feature] {
@@ -144,7 +151,7 @@ impl<'b> Guest<'b> {
             vcpu.finalize(SVE.0).map_err(Error::call("SVE"))?;
         }
         let gic = make_gic(&vm).map_err(Error::call("the interrupt controller"))?;
-        let features = wanted.iter().map(|(_, name, _)| *name).chain(["gic=v3"]).map(str::to_owned).collect();
+        let features = wanted.iter().map(|(_, name, _)| *name).chain([GIC]).map(str::to_owned).collect();
         Ok(Guest { vcpu, gic, features, _vm: vm })
     }
 

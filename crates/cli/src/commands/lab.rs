@@ -89,7 +89,7 @@ impl Lab {
                     [] => kernels().iter().filter(fetched).collect(),
                     names => choose(names)?,
                 };
-                registers.run(&chosen, &Options::new(cache).map_err(failed)?, global)
+                registers.run(&chosen, cache, global)
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<&Kernel> = match names.as_slice() {

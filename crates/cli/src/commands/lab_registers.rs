@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use evenkeel_contract::registers::expect;
-use evenkeel_lab::{Exit, Job, Kernel, Options, run};
+use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, run};
 use evenkeel_state::matrix::{Against, Cell, Matrix, PredictedHost, Prediction, Sets};
 use evenkeel_state::{LoadReport, Shape, parse_file, parse_report};
 use evenkeel_surface::canonical::{Canonical, digest};
@@ -35,13 +35,17 @@ const RESULT: &str = "result.json";
 impl Registers {
     /// Does both rounds. Exits with 0 when all that was measured had been predicted, with 1 when not, with 3 when a
     /// kernel could not be run.
-    pub fn run(self, kernels: &[&Kernel], options: &Options, global: Global) -> Result<u8, Failure> {
+    pub fn run(self, kernels: &[&Kernel], cache: Cache, global: Global) -> Result<u8, Failure> {
         if let Some(other) = kernels.iter().find(|k| k.arch != evenkeel_lab::Arch::Aarch64) {
             return Err(Failure::bad(
                 format!("{} is not for arm64: x86 has no registers by id", other.name),
                 "name kernels that end in -arm64",
             ));
         }
+        if kernels.is_empty() {
+            return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch"));
+        }
+        let options = &Options::new(cache).map_err(super::lab::failed)?;
         let shapes = if self.shape.is_empty() { Shape::ALL.to_vec() } else { self.shape.clone() };
         std::fs::create_dir_all(&self.output).map_err(|e| Failure::file(&self.output, &e))?;
         let mut failed = 0;
