@@ -1,6 +1,6 @@
 //! `evenkeel lab registers`: the registers of each kernel on every kernel, in two rounds, beside what was predicted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use evenkeel_contract::registers::expect;
 use evenkeel_lab::{Cache, Exit, Job, Kernel, Options, run};
@@ -24,6 +24,10 @@ pub struct Registers {
     /// Also with registers that were given other values before they were saved.
     #[arg(long)]
     fill: bool,
+    /// Predict from captures in this folder, FOLDER/KERNEL.json, as `lab capture -o` writes them; the bundled ones
+    /// otherwise.
+    #[arg(long, value_name = "FOLDER")]
+    captures: Option<PathBuf>,
     /// Where the files go: registers.json is the matrix.
     #[arg(short, long, value_name = "FOLDER", default_value = ".")]
     output: PathBuf,
@@ -78,7 +82,7 @@ impl Registers {
 
         // Before anything is measured, and not changed after.
         let names: Vec<&str> = saved.iter().map(|(k, _)| k.name.as_str()).collect();
-        let prediction = predict(&names, &shapes)?;
+        let prediction = predict(&names, &shapes, self.captures.as_deref())?;
         let text = prediction.canonical();
         let digest = digest(&text);
         output::write(&self.output.join("predicted.json"), text + "\n")?;
@@ -105,7 +109,7 @@ impl Registers {
             prediction
         } else {
             let left: Vec<&str> = reports.iter().map(|(n, _)| n.as_str()).collect();
-            predict(&left, &shapes)?
+            predict(&left, &shapes, self.captures.as_deref())?
         };
         let matrix = Matrix::new(&reports, Some((&prediction, digest)));
         if matrix.cells.is_empty() {
@@ -150,13 +154,21 @@ fn inside(
     }
 }
 
-/// What the bundled captures say of every ordered pair.
-pub fn predict(names: &[&str], shapes: &[Shape]) -> Result<Prediction, Failure> {
+/// What captures say of every ordered pair: those in a folder, or the bundled ones.
+fn predict(names: &[&str], shapes: &[Shape], folder: Option<&Path>) -> Result<Prediction, Failure> {
     let mut hosts = Vec::new();
     let mut captures = Vec::new();
     for name in names {
-        let bundled = evenkeel_hosts::BUNDLED.iter().any(|b| b.name == *name);
-        let host = if bundled { Some(evenkeel_hosts::load(name)?) } else { None };
+        let host = match folder {
+            Some(folder) => {
+                let path = folder.join(format!("{name}.json"));
+                if path.exists() { Some(evenkeel_hosts::load(&path.to_string_lossy())?) } else { None }
+            }
+            None if evenkeel_hosts::BUNDLED.iter().any(|b| b.name == *name) => {
+                Some(evenkeel_hosts::load(name)?)
+            }
+            None => None,
+        };
         let offer = host.as_ref().map(|h| h.surface.digests.offer.clone());
         hosts.push(PredictedHost { name: (*name).to_owned(), offer });
         captures.push(host);
