@@ -23,7 +23,7 @@ pub mod paths {
 /// The initramfs of a host.
 pub(crate) fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::new();
-    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules"] {
+    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules", &paths::WORK[1..]] {
         archive.folder(folder);
     }
     // The kernel opens it for the init before anything is mounted.

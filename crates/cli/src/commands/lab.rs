@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels};
+use evenkeel_lab::{Cache, Host, Job, Kernel, Lane, Options, Origin, fetch, host, hosts, kernels};
 use serde::Serialize;
 
 use super::{lab_matrix, lab_run};
@@ -96,6 +96,8 @@ enum What {
         #[command(flatten)]
         options: super::matrix::Options,
     },
+    /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
+    Registers(super::lab_registers::Registers),
 }
 
 impl Lab {
@@ -146,6 +148,14 @@ impl Lab {
                 }
                 anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
                 Ok(lab_run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
+            }
+            What::Registers(registers) => {
+                let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.installed(&h.kernel).is_ok();
+                let chosen: Vec<Host> = match registers.kernels.as_slice() {
+                    [] => hosts().into_iter().filter(fetched).collect(),
+                    names => choose(names)?,
+                };
+                registers.run(&chosen, cache, global)
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {
