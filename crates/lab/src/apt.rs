@@ -3,12 +3,26 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cache::Cache;
 use crate::error::Error;
-use crate::kernel::{Kernel, Origin, Package, kernels};
+use crate::index::{Entry, Index};
+use crate::kernel::{Kernel, Origin, kernels};
+use crate::memfile::MemFile;
 use crate::tool;
+
+/// apt's tool for one file at a time; not on the search path.
+const HELPER: &str = "/usr/lib/apt/apt-helper";
+
+/// The longest that one package may take to download.
+const LONGEST: &str = "3600";
+
+/// How often a download is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The keyring that Debian's `debian-archive-keyring` installs; it verifies old suites and new ones.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -100,8 +114,8 @@ impl Apt {
         Ok(Apt { root })
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new("apt-get");
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.arg("-q").arg("-c").arg(self.root.join("lab.conf"));
         command
     }
@@ -114,40 +128,77 @@ impl Apt {
         })
     }
 
-    /// Reads the indexes anew.
+    /// Reads the indexes anew. apt checks their signatures.
     pub fn update(&self) -> Result<(), Error> {
-        tool::output(self.command().arg("update"), "apt").map(drop)
+        tool::output(self.command("apt-get").arg("update"), "apt").map(drop)
     }
 
-    /// Downloads one package of `kernel` into `folder` and returns the file.
-    pub fn download(&self, kernel: &Kernel, package: &Package, folder: &Path) -> Result<PathBuf, Error> {
-        let Kernel { arch, origin: Origin::Debian { version, .. }, .. } = kernel else {
-            return Err(Error::Fetch {
-                what: kernel.name.clone(),
-                why: "no archive has it: a user brought it".to_owned(),
-                hint: "evenkeel lab add, or evenkeel lab import",
-            });
-        };
-        let wanted = format!("{}:{}={version}", package.name, arch.debian());
-        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder), "apt").map_err(
-            |e| {
-                let why = e.to_string();
-                let why = why.split("\nhint:").next().unwrap_or_default().to_owned();
-                let hint = "the archive may have dropped this version; data/kernels.toml of the lab pins it";
-                Error::Fetch { what: wanted.clone(), why, hint }
-            },
-        )?;
-        // A package without an architecture is built once for all of them.
-        let stem = format!("{}_{}", package.name, version.replace(':', "%3a"));
-        let files = [arch.debian(), "all"].map(|arch| folder.join(format!("{stem}_{arch}.deb")));
-        if let Some(file) = files.into_iter().find(|file| file.is_file()) {
-            return Ok(file);
+    /// What the indexes say of kernels, as they were last read.
+    pub fn index(&self) -> Result<Index, Error> {
+        let mut targets = self.command("apt-get");
+        let format = "$(FILENAME)\t$(RELEASE)\t$(REPO_URI)";
+        targets.args(["indextargets", "--format", format, "Created-By: Packages"]);
+        let targets = tool::output(&mut targets, "apt")?;
+        let mut index = Index::default();
+        for line in String::from_utf8_lossy(&targets).lines() {
+            let mut parts = line.split('\t');
+            let (Some(file), Some(suite), Some(base)) = (parts.next(), parts.next(), parts.next()) else {
+                continue;
+            };
+            // apt keeps them compressed, by a method of its choice; its helper knows which.
+            let mut cat = self.command(HELPER);
+            tool::stream(cat.arg("cat-file").arg(file), "apt", |text| index.add(text, suite, base))?;
         }
+        Ok(index)
+    }
+
+    /// Downloads `entry` to `file`, going on with what is there of it where the server lets us. `progress` is told
+    /// how many bytes there are.
+    pub fn download(&self, entry: &Entry, file: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), Error> {
+        let mut command = Command::new("setpriv");
+        // apt's worker goes on alone when its parent is gone. `timeout` ends a whole group of processes, and it is
+        // told to when this process is gone. A worker that is asked to end leaves the file with the server's date,
+        // without which no server goes on with it.
+        command.args(["--pdeathsig", "TERM", "--", "timeout", "--kill-after=5", LONGEST, HELPER, "-q"]);
+        command.arg("-c").arg(self.root.join("lab.conf"));
+        command.arg("download-file").arg(&entry.uri).arg(file).arg(format!("SHA256:{}", entry.sha256));
+        let words = MemFile::new("words", b"")?;
+        command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(words.output()?).stderr(words.output()?);
+        let mut child = Download(command.spawn().map_err(|e| tool::missing(&command, "util-linux", &e))?);
+        let status = loop {
+            let have = fs::metadata(file).map_or(0, |meta| meta.len());
+            progress(have.min(entry.size));
+            if let Some(status) = child.0.try_wait().map_err(Error::io("wait for", HELPER))? {
+                break status;
+            }
+            std::thread::sleep(LOOK);
+        };
+        if status.success() {
+            return Ok(());
+        }
+        // What does not have the digest is no beginning of the package either.
+        let mut refused = file.as_os_str().to_owned();
+        refused.push(".FAILED");
+        let _ = fs::remove_file(refused);
         Err(Error::Fetch {
-            what: wanted,
-            why: format!("apt succeeded and left no {stem}_*.deb in {}", folder.display()),
-            hint: "look into that folder",
+            what: format!("{} {}", entry.package, entry.version),
+            why: format!("{status}: {}", tool::tail(&words.text(), 6)),
+            hint: "fetch again: it goes on with what is there",
         })
+    }
+}
+
+/// A running download: it ends with this value, and what it has got so far stays.
+struct Download(Child);
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            if let Some(id) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(id, Signal::TERM);
+            }
+            let _ = self.0.wait();
+        }
     }
 }
 

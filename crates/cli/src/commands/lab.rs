@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Exit, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Kernels, Options, Origin, run};
 use serde::Serialize;
 
+use super::{lab_bisect, lab_fetch};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -20,11 +21,12 @@ pub struct Lab {
 enum What {
     /// The kernels that the lab knows, and which of them are fetched.
     List,
-    /// Fetch kernels from Debian's archive into the cache; all of them when none is named. Installs nothing.
-    Fetch {
-        /// By name.
-        kernels: Vec<String>,
-    },
+    Fetch(lab_fetch::Fetch),
+    Add(lab_fetch::Add),
+    Import(lab_fetch::Import),
+    Remove(lab_fetch::Remove),
+    Cache(lab_fetch::CacheCommand),
+    Bisect(lab_bisect::Bisect),
     /// Run a program on a kernel and bring back what it prints, its files and its exit code.
     Run {
         /// The kernels, one after another.
@@ -59,17 +61,17 @@ impl Lab {
         let cache = Cache::locate().map_err(failed)?;
         match self.what {
             What::List => list(&cache, global),
-            What::Fetch { kernels } => {
-                let chosen: Vec<Kernel> = choose(&kernels)?.into_iter().map(|host| host.kernel).collect();
-                let chosen: Vec<&Kernel> = chosen.iter().collect();
-                fetch(&chosen, &cache, &mut |line| anstream::eprintln!("{line}")).map_err(failed)?;
-                Ok(0)
-            }
+            What::Fetch(what) => what.run(&cache),
+            What::Add(what) => what.run(&cache, global),
+            What::Import(what) => what.run(&cache, global),
+            What::Remove(what) => what.run(&cache),
+            What::Cache(what) => what.run(&cache, global),
+            What::Bisect(what) => what.run(cache, global),
             What::Run { hosts, bring, into, timeout, command } => {
                 let mut options = Options::new(cache).map_err(failed)?;
                 options.timeout = Duration::from_secs(timeout);
                 let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
-                each(&choose(&hosts)?, |host| {
+                each(&choose(&hosts, &options.cache)?, |host| {
                     let binary = match program.as_str() {
                         "evenkeel" => options.binary("evenkeel", host.kernel.arch).map_err(failed)?,
                         path => PathBuf::from(path),
@@ -85,8 +87,10 @@ impl Lab {
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {
-                    [] => hosts().into_iter().filter(|h| cache.installed(&h.kernel).is_ok()).collect(),
-                    names => choose(names)?,
+                    [] => {
+                        Kernels::load(&cache).hosts().into_iter().filter(|h| cache.has(&h.kernel)).collect()
+                    }
+                    names => choose(names, &cache)?,
                 };
                 let options = Options::new(cache).map_err(failed)?;
                 each(&chosen, |host| {
@@ -100,19 +104,16 @@ impl Lab {
     }
 }
 
-fn failed(e: evenkeel_lab::Error) -> Failure {
+/// An error of the lab, as it is told.
+pub fn failed(e: evenkeel_lab::Error) -> Failure {
     let text = e.to_string();
     let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
     Failure { exit: 3, ..Failure::bad(message, hint) }
 }
 
-fn choose(names: &[String]) -> Result<Vec<Host>, Failure> {
-    match names {
-        [] => Ok(hosts()),
-        names => {
-            names.iter().map(|n| host(n, kernels()).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
-        }
-    }
+fn choose(names: &[String], cache: &Cache) -> Result<Vec<Host>, Failure> {
+    let known = Kernels::load(cache);
+    names.iter().map(|n| known.host(n).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
 }
 
 /// Every host in turn: one that fails does not stop the others.
@@ -185,7 +186,7 @@ struct Listed<'a> {
 }
 
 fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
-    let all = hosts();
+    let all = Kernels::load(cache).hosts();
     let all: Vec<Listed<'_>> = all
         .iter()
         .map(|h| {
@@ -193,7 +194,7 @@ fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
                 Origin::Debian { version, suite, .. } => (suite.as_str(), version.as_str()),
                 Origin::Added { from } => (from.as_str(), ""),
             };
-            let fetched = cache.installed(&h.kernel).is_ok();
+            let fetched = cache.has(&h.kernel);
             Listed { name: &h.name, lane: h.lane.name(), release: &h.kernel.release, from, version, fetched }
         })
         .collect();

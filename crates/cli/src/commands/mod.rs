@@ -7,6 +7,8 @@ pub mod diff;
 pub mod explain;
 pub mod hosts;
 pub mod lab;
+pub mod lab_bisect;
+pub mod lab_fetch;
 pub mod predict;
 pub mod schema;
 pub mod seal;
