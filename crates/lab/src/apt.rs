@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -145,11 +146,36 @@ impl Apt {
             let (Some(file), Some(suite), Some(base)) = (parts.next(), parts.next(), parts.next()) else {
                 continue;
             };
-            // apt keeps them compressed, by a method of its choice; its helper knows which.
-            let mut cat = self.command(HELPER);
-            tool::stream(cat.arg("cat-file").arg(file), "apt", |text| index.add(text, suite, base))?;
+            self.add(&mut index, Path::new(file), suite, base)?;
         }
         Ok(index)
+    }
+
+    /// Reads one index: from what was kept of it when it was last read, unless it changed since.
+    fn add(&self, index: &mut Index, file: &Path, suite: &str, base: &str) -> Result<(), Error> {
+        let stamp = match fs::metadata(file) {
+            Ok(meta) => format!("{} {:?} {suite} {base}\n", meta.len(), meta.modified().ok()),
+            // An index that the archive does not have: a suite without one of the architectures.
+            Err(_) => return Ok(()),
+        };
+        let folder = self.root.join("kernels");
+        let kept = folder.join(file.file_name().unwrap_or(file.as_os_str()));
+        if let Ok(text) = fs::read_to_string(&kept)
+            && let Some(text) = text.strip_prefix(&stamp)
+        {
+            return index.add(text.as_bytes(), suite, base).map_err(Error::io("read", kept));
+        }
+        // apt keeps them compressed, by a method of its choice; its helper knows which.
+        let mut cat = self.command(HELPER);
+        let mut new = Index::default();
+        tool::stream(cat.arg("cat-file").arg(file), "apt", |text| new.add(text, suite, base))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let mut whole = tempfile::NamedTempFile::new_in(&folder).map_err(Error::io("create", &folder))?;
+        let text = stamp + &new.text(base);
+        whole.write_all(text.as_bytes()).map_err(Error::io("write", &kept))?;
+        whole.persist(&kept).map_err(|e| Error::io("write", kept)(e.error))?;
+        index.append(new);
+        Ok(())
     }
 
     /// Downloads `entry` to `file`, going on with what is there of it where the server lets us. `progress` is told
@@ -247,6 +273,161 @@ Acquire::Check-Valid-Until "false";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::collections::BTreeMap;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+    use std::sync::{Arc, Mutex};
+
+    /// A server of one file, slow and with a date. It remembers the ranges that it was asked for.
+    fn server(content: Vec<u8>) -> (String, Arc<Mutex<Vec<Option<usize>>>>) {
+        const DATE: &str = "Mon, 01 Jan 2024 00:00:00 GMT";
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/kernel.deb", listener.local_addr().unwrap());
+        let asked: Arc<Mutex<Vec<Option<usize>>>> = Arc::default();
+        let ranges = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut fields = BTreeMap::new();
+                for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                    let Some((name, value)) = line.unwrap_or_default().split_once(": ").map(own) else {
+                        if fields.is_empty() {
+                            continue;
+                        }
+                        break;
+                    };
+                    fields.insert(name.to_lowercase(), value);
+                }
+                let range = fields
+                    .get("range")
+                    .and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+                let range = range.filter(|_| fields.get("if-range").is_none_or(|date| date == DATE));
+                ranges.lock().unwrap().push(range);
+                let start = range.unwrap_or(0);
+                let status = match range {
+                    None => "200 OK".to_owned(),
+                    Some(at) => {
+                        let (last, all) = (content.len() - 1, content.len());
+                        format!("206 Partial Content\r\nContent-Range: bytes {at}-{last}/{all}")
+                    }
+                };
+                let length = content.len() - start;
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nLast-Modified: {DATE}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
+                for piece in content[start..].chunks(20_000) {
+                    if stream.write_all(piece).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        });
+        (address, asked)
+    }
+
+    fn own((name, value): (&str, &str)) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    fn apt(root: &Path) -> Apt {
+        for folder in
+            ["var/lib/dpkg", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "etc/apt"]
+        {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
+        let direct = "Acquire::http::Proxy \"DIRECT\";\n";
+        fs::write(root.join("lab.conf"), configuration(root) + direct).unwrap();
+        Apt { root: root.to_owned() }
+    }
+
+    fn entry(uri: &str, content: &[u8], folder: &Path) -> Entry {
+        fs::write(folder.join("whole"), content).unwrap();
+        Entry {
+            package: "linux-image-x".to_owned(),
+            version: "1".to_owned(),
+            arch: None,
+            suite: "s".to_owned(),
+            uri: uri.to_owned(),
+            size: content.len() as u64,
+            sha256: crate::fetch::sha256(&folder.join("whole")).unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_interrupted_download_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..2_000_000_u32).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect();
+        let (uri, asked) = server(content.clone());
+        let (apt, entry) = (apt(folder.path()), entry(&uri, &content, folder.path()));
+        let file = folder.path().join("kernel.deb");
+        // The lab goes while it downloads.
+        let interrupted = std::panic::catch_unwind(|| {
+            apt.download(&entry, &file, &mut |done| {
+                assert!(done < 400_000, "interrupted");
+            })
+        });
+        assert!(interrupted.is_err());
+        let begun = fs::metadata(&file).unwrap().len();
+        assert!((400_000..2_000_000).contains(&begun), "{begun}");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(fs::metadata(&file).unwrap().len(), begun, "nobody writes to it any more");
+        let mut seen = Vec::new();
+        apt.download(&entry, &file, &mut |done| seen.push(done)).unwrap();
+        assert!(fs::read(&file).unwrap() == content);
+        assert!(seen[0] >= begun && seen.is_sorted(), "{seen:?}");
+        assert_eq!(*asked.lock().unwrap(), [None, Some(begun as usize)]);
+    }
+
+    #[test]
+    fn what_has_another_digest_does_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let (uri, _) = server(b"something else".to_vec());
+        let (apt, entry) = (apt(folder.path()), entry(&uri, b"the kernel", folder.path()));
+        let file = folder.path().join("kernel.deb");
+        let error = apt.download(&entry, &file, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("linux-image-x"), "{error}");
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("kernel.deb")), "{left:?}");
+    }
+
+    #[test]
+    fn an_index_is_read_once_until_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let apt = apt(folder.path());
+        let file = folder.path().join("Packages");
+        let read = |version: &str| {
+            let text = crate::index::tests::paragraph(
+                "linux-image-6.1.0-1-cloud-amd64",
+                version,
+                "amd64",
+                "pool/x.deb",
+                7,
+                &"a".repeat(64),
+            );
+            fs::write(&file, text).unwrap();
+            let mut both = Vec::new();
+            for _ in 0..2 {
+                let mut index = Index::default();
+                apt.add(&mut index, &file, "bookworm", "http://mirror.example/debian").unwrap();
+                both.push(index);
+            }
+            assert_eq!(both[0], both[1]);
+            let kernel = both[0].kernels(crate::Arch::X86_64, "cloud-amd64").remove(0);
+            match kernel.origin {
+                Origin::Debian { version, .. } => version,
+                Origin::Added { from } => from,
+            }
+        };
+        assert_eq!(read("6.1.9-1"), "6.1.9-1");
+        assert_eq!(read("6.1.10-1"), "6.1.10-1");
+        let mut none = Index::default();
+        apt.add(&mut none, &folder.path().join("gone"), "x", "y").unwrap();
+        assert_eq!(none, Index::default());
+    }
 
     const ANSWER: &str = "http://elsewhere.example/node\tnodistro\n\
         http://mirror.example/debian/\tbookworm\n\

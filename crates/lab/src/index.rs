@@ -24,7 +24,7 @@ pub(crate) struct Entry {
 }
 
 /// Packages of kernels, from all indexes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     entries: Vec<Entry>,
 }
@@ -51,6 +51,28 @@ impl Index {
                 return Ok(());
             }
         }
+    }
+
+    /// Takes what another has.
+    pub fn append(&mut self, mut other: Index) {
+        self.entries.append(&mut other.entries);
+    }
+
+    /// What is in it, as an index; `base` is what it was read with.
+    pub fn text(&self, base: &str) -> String {
+        let paragraph = |e: &Entry| {
+            let file = e.uri.strip_prefix(base.trim_end_matches('/')).unwrap_or(&e.uri);
+            format!(
+                "Package: {}\nVersion: {}\nArchitecture: {}\nFilename: {}\nSize: {}\nSHA256: {}\n\n",
+                e.package,
+                e.version,
+                e.arch.map_or("all", Arch::debian),
+                file.trim_start_matches('/'),
+                e.size,
+                e.sha256
+            )
+        };
+        self.entries.iter().map(paragraph).collect()
     }
 
     /// The entry with this digest.

@@ -135,7 +135,7 @@ impl Bisect {
         (known[0], known[last]) = (Some(Value::new()), Some(search.value(last)));
         let mut steps: Vec<Step> = Vec::new();
         let mut tell = |step: Step, left: usize| {
-            let left = if left > 0 { format!("  {left} left") } else { String::new() };
+            let left = if left > 0 { format!("  (one of {left} in question)") } else { String::new() };
             let version = step.version.as_deref().unwrap_or(&step.release);
             anstream::eprintln!("{:<28} {:<22} {:<8} {}{left}", step.host, version, step.how, step.value);
             steps.push(step);
@@ -156,11 +156,11 @@ impl Bisect {
             match search.measure(i, host) {
                 Ok(()) => {
                     let value = search.value(i);
-                    tell(step(host, search.how(i), show(&old, &value)), left - 1);
+                    tell(step(host, search.how(i), show(&old, &value)), left);
                     Ok(Measured::Value(value))
                 }
                 Err(Why::Skip(why)) => {
-                    tell(step(host, "skipped", why.clone()), left - 1);
+                    tell(step(host, "skipped", why.clone()), left);
                     Ok(Measured::Skipped(why))
                 }
                 Err(Why::Fatal(failure)) => Err(failure),

@@ -19,8 +19,8 @@ use crate::{Format, Global, output};
 #[derive(Default)]
 pub struct Teller {
     bar: Option<(String, ProgressBar)>,
-    /// What was last said of a download without a terminal, and when.
-    said: Option<(String, Instant)>,
+    /// What was last said of a download without a terminal, when, and how much of it was there.
+    said: Option<(String, Instant, u64)>,
 }
 
 /// How often a download is mentioned where there is no terminal.
@@ -50,12 +50,14 @@ impl Teller {
             }
             Progress::Bytes { what, done, total } => {
                 let due = match &self.said {
-                    Some((of, when)) if of == what => when.elapsed() >= MENTION || done == total,
+                    Some((of, when, said)) if of == what => {
+                        *said < done && (when.elapsed() >= MENTION || done == total)
+                    }
                     _ => true,
                 };
                 if due {
                     anstream::eprintln!("  {what}: {} of {}", show_bytes(done), show_bytes(total));
-                    self.said = Some((what.to_owned(), Instant::now()));
+                    self.said = Some((what.to_owned(), Instant::now(), done));
                 }
             }
         }
