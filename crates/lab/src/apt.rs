@@ -183,16 +183,19 @@ impl Apt {
     pub fn download(&self, entry: &Entry, file: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), Error> {
         let mut command = Command::new("setpriv");
         // apt's worker goes on alone when its parent is gone. `timeout` ends a whole group of processes, and it is
-        // told to when this process is gone. A worker that is asked to end leaves the file with the server's date,
-        // without which no server goes on with it.
+        // told to when this process is gone.
         command.args(["--pdeathsig", "TERM", "--", "timeout", "--kill-after=5", LONGEST, HELPER, "-q"]);
         command.arg("-c").arg(self.root.join("lab.conf"));
+        command.args(["-o", "Debug::Acquire::http=1", "-o", "Debug::Acquire::https=1"]);
         command.arg("download-file").arg(&entry.uri).arg(file).arg(format!("SHA256:{}", entry.sha256));
         let words = MemFile::new("words", b"")?;
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(words.output()?).stderr(words.output()?);
+        let mut beginning = Beginning { file, dated: false };
+        beginning.restore();
         let mut child = Download(command.spawn().map_err(|e| tool::missing(&command, "util-linux", &e))?);
         let status = loop {
             let have = fs::metadata(file).map_or(0, |meta| meta.len());
+            beginning.date(&words);
             progress(have.min(entry.size));
             if let Some(status) = child.0.try_wait().map_err(Error::io("wait for", HELPER))? {
                 break status;
@@ -200,18 +203,62 @@ impl Apt {
             std::thread::sleep(LOOK);
         };
         if status.success() {
+            let _ = fs::remove_file(beside(file, ".date"));
             return Ok(());
         }
         // What does not have the digest is no beginning of the package either.
-        let mut refused = file.as_os_str().to_owned();
-        refused.push(".FAILED");
-        let _ = fs::remove_file(refused);
+        let _ = fs::remove_file(beside(file, ".FAILED"));
+        if !file.exists() {
+            let _ = fs::remove_file(beside(file, ".date"));
+        }
+        let words = words.text();
+        let errors: Vec<&str> = words.lines().filter(|line| line.starts_with("E: ")).collect();
+        let words = if errors.is_empty() { tool::tail(&words, 6) } else { errors.join("; ") };
         Err(Error::Fetch {
             what: format!("{} {}", entry.package, entry.version),
-            why: format!("{status}: {}", tool::tail(&words.text(), 6)),
+            why: format!("{status}: {words}"),
             hint: "fetch again: it goes on with what is there",
         })
     }
+}
+
+/// A file that is not whole yet. A server goes on with it only if it has the date that the server gave it, and apt sets
+/// that at the end: too late for a lab that is killed. So the date is kept beside the file as soon as it is known.
+struct Beginning<'a> {
+    file: &'a Path,
+    dated: bool,
+}
+
+impl Beginning<'_> {
+    /// Gives the file its date back.
+    fn restore(&self) {
+        if let Ok(date) = fs::read_to_string(beside(self.file, ".date"))
+            && self.file.exists()
+        {
+            // Without a date it is downloaded from the beginning, which is no error.
+            let _ = tool::output(Command::new("touch").arg("-d").arg(date).arg(self.file), "coreutils");
+        }
+    }
+
+    /// Keeps the date if the server has told it.
+    fn date(&mut self, words: &MemFile) {
+        if self.dated {
+            return;
+        }
+        let words = words.text();
+        let fields = words.lines().filter_map(|line| line.split_once(':'));
+        let date = fields.filter(|(name, _)| name.eq_ignore_ascii_case("last-modified")).last();
+        if let Some((_, date)) = date {
+            self.dated = fs::write(beside(self.file, ".date"), date.trim()).is_ok();
+        }
+    }
+}
+
+/// `file` with an ending.
+fn beside(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
 
 /// A running download: it ends with this value, and what it has got so far stays.

@@ -117,7 +117,7 @@ pub enum Error {
     },
     /// A binary that runs inside is missing.
     #[error(
-        "no static {arch} {name} beside this program\nhint: cargo xtask cross; or name its folder in EVENKEEL_STATIC"
+        "no static {arch} {name} in a folder `static` beside this program or above it\nhint: in evenkeel's source, `cargo xtask cross --arch {arch}` builds it into target/static; EVENKEEL_STATIC names another folder that holds {arch}/{name}"
     )]
     NoBinary {
         /// `evenkeel` or `evenkeel-lab-init`.

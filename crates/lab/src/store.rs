@@ -13,6 +13,7 @@
 //! things in `work`, and the next one that changes something sweeps them.
 
 use std::fs::{self, File, FileTimes, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -97,6 +98,11 @@ impl Cache {
         }
         stored.sort_by(|a, b| (a.used, &a.name).cmp(&(b.used, &b.name)));
         Ok(stored)
+    }
+
+    /// How many bytes of unfinished downloads there are.
+    pub fn unfinished(&self) -> u64 {
+        size(&self.root().join("partial"))
     }
 
     /// Removes the kernel with this name or release, a user's or a fetched one. Returns how many bytes that frees.
@@ -218,8 +224,16 @@ impl Changes<'_> {
         Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
     }
 
-    /// Removes what others left in the working folder. Under the lock, so nobody works in it now.
+    /// Removes what others left in the working folder, and beginnings of downloads that nobody has gone on with for
+    /// a week. Under the lock, so nobody works with them now.
     fn sweep(&self, progress: &mut dyn FnMut(Progress<'_>)) {
+        for file in self.partial_files().unwrap_or_default() {
+            // Not its own date, which is the server's.
+            let changed = fs::metadata(&file).map_or(i64::MAX, |meta| meta.ctime());
+            if changed < now() - KEPT_SECONDS {
+                let _ = fs::remove_file(file);
+            }
+        }
         let work = self.cache.root().join("work");
         for folder in folders(&work).unwrap_or_default() {
             // A tool that outlived its lab for a moment can still write into it; then the next sweep gets it.
@@ -229,6 +243,15 @@ impl Changes<'_> {
             }
         }
     }
+}
+
+/// How long the beginning of a download is kept.
+const KEPT_SECONDS: i64 = 7 * 24 * 3600;
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
 }
 
 /// In the folder of a kernel of the list that a user imported.

@@ -345,6 +345,8 @@ struct CacheReport {
     folder: PathBuf,
     bytes: u64,
     limit: u64,
+    /// Bytes of downloads that were interrupted.
+    unfinished: u64,
     kernels: Vec<InCache>,
 }
 
@@ -391,7 +393,8 @@ impl CacheCommand {
             })
             .collect();
         let bytes = kernels.iter().map(|k| k.bytes).sum();
-        let report = CacheReport { folder: cache.root().to_owned(), bytes, limit, kernels };
+        let unfinished = cache.unfinished();
+        let report = CacheReport { folder: cache.root().to_owned(), bytes, limit, unfinished, kernels };
         match global.format {
             Format::Json => output::json(&report)?,
             Format::Text => output::print(&table(&report))?,
@@ -414,6 +417,10 @@ fn table(report: &CacheReport) -> String {
         };
         let added = if k.added { ", yours" } else { "" };
         text += &format!("{:<28} {:>10}  {:<34} {used}{added}\n", k.name, show_bytes(k.bytes), k.release);
+    }
+    if report.unfinished > 0 {
+        let size = show_bytes(report.unfinished);
+        text += &format!("{:<28} {size:>10}  the next fetch goes on with them\n", "unfinished downloads");
     }
     let distinct: BTreeSet<&str> = report.kernels.iter().map(|k| k.name.as_str()).collect();
     text + &format!(
