@@ -74,6 +74,11 @@ pub fn fetch(
     let mut served = Served { apt: &apt, index: None, fresh: false };
     let keep: Vec<&str> = kernels.iter().map(|kernel| stored_name(kernel)).collect();
     for kernel in missing {
+        // Another lab can have brought it while we waited for the lock.
+        if cache.has(kernel) {
+            fetched.insert(kernel.name.clone(), Ok(Here::Already));
+            continue;
+        }
         let done = one(kernel, cache, &changes, &mut served, progress).and_then(|tree| {
             let target = cache.folder(kernel);
             changes.install(&tree.path().join("tree"), &target, limit, &keep, progress)?;

@@ -185,6 +185,11 @@ impl Changes<'_> {
             );
             progress(Progress::Line(&words));
         }
+        if target.exists() {
+            // Not a whole kernel, or nobody would have asked for it.
+            let grave = self.work()?;
+            fs::rename(target, grave.path().join("gone")).map_err(Error::io("remove", target))?;
+        }
         fs::rename(folder, target).map_err(Error::io("create", target))
     }
 
@@ -391,6 +396,19 @@ mod tests {
         assert!(lines[0].starts_with("removed a (1.0 MiB)"), "{lines:?}");
         assert!(lines[1].contains("more than its limit of 1.0 MiB"), "{lines:?}");
         assert_eq!(names(&cache.stored().unwrap()), ["new", "b"]);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_and_is_no_kernel_goes() {
+        let (folder, cache) = cache(&["a"]);
+        let changes = cache.change(&mut |_| {}).unwrap();
+        let work = changes.work().unwrap();
+        let tree = work.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("new"), "x").unwrap();
+        let target = folder.path().join("kernels/a");
+        changes.install(&tree, &target, LIMIT, &["a"], &mut |_| {}).unwrap();
+        assert!(target.join("new").exists() && !target.join("boot").exists());
     }
 
     #[test]
