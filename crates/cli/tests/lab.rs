@@ -282,3 +282,122 @@ fn files_of_other_kinds_are_refused() {
     refused(&bench.at("cache"));
     refused(Path::new("/dev/zero"));
 }
+
+/// An archive with two kernels, on disk, and an apt-get that knows only it.
+struct Archive {
+    bench: Bench,
+    path: std::ffi::OsString,
+}
+
+/// Releases in the archive.
+const SERVED: [&str; 2] = ["6.12.1+deb13-cloud-amd64", "6.12.2+deb13-cloud-amd64"];
+
+impl Archive {
+    fn new() -> Archive {
+        let bench = Bench::new();
+        let mut index = String::new();
+        for release in SERVED {
+            let root = bench.at(release);
+            fs::create_dir_all(root.join("DEBIAN")).unwrap();
+            fs::create_dir_all(root.join("boot")).unwrap();
+            let control = format!(
+                "Package: linux-image-{release}\nVersion: 1\nArchitecture: amd64\n\
+                 Maintainer: me <me@example>\nDescription: x\n"
+            );
+            fs::write(root.join("DEBIAN/control"), control).unwrap();
+            let mut image = bzimage(release);
+            image.resize(1 << 20, 0);
+            fs::write(root.join(format!("boot/vmlinuz-{release}")), image).unwrap();
+            let file = bench.at(&format!("{release}.deb"));
+            let mut build = Command::new("dpkg-deb");
+            build.args(["-Znone", "--root-owner-group", "-b"]).arg(&root).arg(&file);
+            assert!(build.output().unwrap().status.success());
+            let sum = Command::new("sha256sum").arg(&file).output().unwrap().stdout;
+            index += &format!(
+                "Package: linux-image-{release}\nVersion: {}-1\nArchitecture: amd64\nFilename: {release}.deb\n\
+                 Size: {}\nSHA256: {}\n\n",
+                &release[..6],
+                fs::metadata(&file).unwrap().len(),
+                &String::from_utf8_lossy(&sum)[..64]
+            );
+        }
+        fs::write(bench.at("Packages"), index).unwrap();
+        let (packages, base) = (bench.at("Packages"), bench.folder.path().display().to_string());
+        // Asked without the lab's configuration, it is the machine's apt, which names a mirror.
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n\
+             *lab.conf*indextargets*) printf '%s\\t%s\\t%s\\n' {} trixie copy:{base} ;;\n\
+             *lab.conf*update*) echo updated >>{base}/updates ;;\n\
+             *indextargets*) printf 'http://mirror.example/debian\\ttrixie\\n' ;;\n\
+             *) exit 9 ;;\nesac\n",
+            packages.display()
+        );
+        let program = bench.at("bin/apt-get");
+        fs::write(&program, script).unwrap();
+        let mut mode = fs::metadata(&program).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        fs::set_permissions(&program, mode).unwrap();
+        let mut path = bench.at("bin").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap());
+        Archive { bench, path }
+    }
+
+    fn fetch(&self, kernels: &[&str], limit: &str) -> Output {
+        let mut command = self.bench.command(&[&["lab", "fetch"], kernels].concat());
+        command.env("PATH", &self.path).env("EVENKEEL_CACHE_LIMIT", limit).output().unwrap()
+    }
+
+    /// What is in the cache.
+    fn here(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.bench.at("cache/kernels"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn what_is_served_is_fetched_and_the_rest_is_said() {
+    let archive = Archive::new();
+    let out = archive.fetch(&["debian-6.12.43", SERVED[0]], "1G");
+    let bundled = "captured earlier: its capture is bundled as debian-6.12.43";
+    says(&out, 3, &["debian-6.12.43: not served any more", bundled, "1 fetched", "1 not served any more"]);
+    assert_eq!(archive.here(), [SERVED[0]]);
+    let updates = fs::read_to_string(archive.bench.at("updates")).unwrap();
+    assert!((1..=3).contains(&updates.lines().count()), "{updates}");
+    says(&archive.fetch(&[SERVED[0]], "1G"), 0, &["0 fetched, 1 were here"]);
+    // What was fetched has a name from then on.
+    let run = archive.bench.lab(&["run", SERVED[0], "--", "evenkeel"]);
+    says(&run, 3, &["kvm_amd: is not among this kernel's modules"]);
+    says(&archive.fetch(&["6.12.3+deb13-cloud-amd64"], "1G"), 3, &["serves no kernel 6.12.3"]);
+    // All that are listed, of which none is served.
+    says(&archive.fetch(&[], "1G"), 3, &["0 fetched"]);
+}
+
+#[test]
+fn a_file_that_is_not_the_one_of_the_index_is_refused() {
+    let archive = Archive::new();
+    let file = archive.bench.at(&format!("{}.deb", SERVED[1]));
+    let mut content = fs::read(&file).unwrap();
+    let last = content.len() - 1;
+    content[last] ^= 1;
+    fs::write(&file, content).unwrap();
+    says(&archive.fetch(&SERVED, "1G"), 3, &["1 fetched", "1 failed", SERVED[1]]);
+    assert_eq!(archive.here(), [SERVED[0]]);
+    assert_eq!(fs::read_dir(archive.bench.at("cache/partial")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_limit_is_kept_by_removing_what_was_used_least_recently() {
+    let archive = Archive::new();
+    says(&archive.fetch(&[SERVED[0]], "1536k"), 0, &["1 fetched"]);
+    let removed = format!("removed {} (", SERVED[0]);
+    says(&archive.fetch(&[SERVED[1]], "1536k"), 0, &[&removed, "the cache is full"]);
+    assert_eq!(archive.here(), [SERVED[1]]);
+    // Both are asked for: neither may go.
+    says(&archive.fetch(&SERVED, "1536k"), 0, &["more than its limit of 1.5 MiB", "1 fetched, 1 were here"]);
+    assert_eq!(archive.here(), SERVED);
+}

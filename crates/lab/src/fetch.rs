@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::apt::Apt;
 use crate::cache::{Cache, Installed};
+use crate::download;
 use crate::error::Error;
 use crate::index::{Entry, Index, flavour_of};
 use crate::kernel::{Arch, Kernel, Origin, Package};
@@ -198,7 +199,7 @@ fn one(
     progress(Progress::Line(&format!("{}: {version} from {suite}, {size}", kernel.name)));
     for (package, file, entry) in &needed {
         let Some(entry) = entry else { continue };
-        download(served.apt, entry, package, file, progress)?;
+        get(served.apt, entry, package, file, progress)?;
     }
     let files: Vec<&Path> = needed.iter().map(|(_, file, _)| file.as_path()).collect();
     let work = unpack(kernel, &files, changes)?;
@@ -206,7 +207,7 @@ fn one(
     Ok(work)
 }
 
-fn download(
+fn get(
     apt: &Apt,
     entry: &Entry,
     package: &Package,
@@ -216,14 +217,17 @@ fn download(
     let begun = fs::metadata(file).map_or(0, |meta| meta.len());
     if begun > 0 {
         let size = show_bytes(begun);
-        progress(Progress::Line(&format!("{}: going on with the {size} that are here", package.name)));
+        progress(Progress::Line(&format!(
+            "{}: {size} are here; the server is asked for the rest",
+            package.name
+        )));
     }
     let mut bytes = |done| progress(Progress::Bytes { what: &package.name, done, total: entry.size });
-    let mut done = apt.download(entry, file, &mut bytes).and_then(|()| verify(file, package));
+    let mut done = download::download(apt, entry, file, &mut bytes).and_then(|()| verify(file, package));
     if begun > 0 && done.is_err() {
         // A beginning that was no beginning of it.
         let _ = fs::remove_file(file);
-        done = apt.download(entry, file, &mut bytes).and_then(|()| verify(file, package));
+        done = download::download(apt, entry, file, &mut bytes).and_then(|()| verify(file, package));
     }
     if matches!(done, Err(Error::Digest { .. })) {
         let _ = fs::remove_file(file);

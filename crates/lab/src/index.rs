@@ -86,7 +86,7 @@ impl Index {
         for entry in self.entries.iter().filter(|entry| entry.arch == Some(arch)) {
             let of_kind = |kind: &&str| entry.package.strip_prefix(*kind);
             let Some((kind, release)) =
-                KINDS.iter().enumerate().find_map(|(i, kind)| Some((i, of_kind(&kind)?)))
+                KINDS.iter().enumerate().find_map(|(i, kind)| Some((i, of_kind(kind)?)))
             else {
                 continue;
             };

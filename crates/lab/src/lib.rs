@@ -26,6 +26,7 @@ mod apt;
 mod bisect;
 mod cache;
 mod cpio;
+mod download;
 mod emulator;
 mod error;
 mod fetch;

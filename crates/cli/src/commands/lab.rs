@@ -6,7 +6,7 @@ use std::time::Duration;
 use evenkeel_lab::{Cache, Exit, Host, Job, Kernels, Options, Origin, run};
 use serde::Serialize;
 
-use super::{lab_bisect, lab_fetch};
+use super::{lab_add, lab_bisect, lab_cache, lab_fetch};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -22,10 +22,10 @@ enum What {
     /// The kernels that the lab knows, and which of them are fetched.
     List,
     Fetch(lab_fetch::Fetch),
-    Add(lab_fetch::Add),
-    Import(lab_fetch::Import),
-    Remove(lab_fetch::Remove),
-    Cache(lab_fetch::CacheCommand),
+    Add(lab_add::Add),
+    Import(lab_add::Import),
+    Remove(lab_add::Remove),
+    Cache(lab_cache::CacheCommand),
     Bisect(lab_bisect::Bisect),
     /// Run a program on a kernel and bring back what it prints, its files and its exit code.
     Run {
