@@ -68,11 +68,12 @@ pub fn bisect<V: PartialEq, E>(
         let (old, new) = edge(&measured, last);
         // The one nearest to the middle that nobody has looked at.
         let middle = |i: &usize| (2 * i).abs_diff(old + new);
-        let Some(next) = (old + 1..new).filter(|i| measured[*i].is_none()).min_by_key(middle) else {
+        let open: Vec<usize> = (old + 1..new).filter(|i| measured[*i].is_none()).collect();
+        let Some(next) = open.iter().copied().min_by_key(middle) else {
             let monotonic = monotonic(&measured);
             return Ok(Bisection { measured, end: End::Between { old, new, monotonic } });
         };
-        measured[next] = Some(measure(next, new - old - 1)?);
+        measured[next] = Some(measure(next, open.len())?);
     }
 }
 
