@@ -249,6 +249,9 @@ fn a_bisection_among_bundled_captures_boots_nothing() {
     let json = ["bisect", facet, "debian-6.12.43", "debian-6.12", "--kernels", kernels, "--format", "json"];
     let report: serde_json::Value = serde_json::from_slice(&bench.poor(&json).stdout).unwrap();
     assert_eq!(report["schema"], "evenkeel.bisect/1");
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema/bisect.json");
+    let schema = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
+    jsonschema::validate(&schema, &report).unwrap();
     assert_eq!(report["first_new"]["host"], "debian-6.12.85");
     assert_eq!((&report["monotonic"], &report["causes"][0]), (&true.into(), &"X86-018".into()));
 

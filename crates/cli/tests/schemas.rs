@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 7] = ["surface", "survive", "diff", "check", "baseline", "seal", "predict"];
+const DOCUMENTS: [&str; 8] = ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "bisect"];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")

@@ -9,6 +9,7 @@ use evenkeel_lab::{
     compare_versions, fetch, run, served,
 };
 use evenkeel_surface::{Limits, Surface, read};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::lab::failed;
@@ -60,9 +61,11 @@ impl Capture {
 type Value = BTreeMap<(String, String), String>;
 
 /// A step of the search.
-#[derive(Clone, Debug, Serialize)]
-struct Step {
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Step {
+    /// The host of the lab.
     host: String,
+    /// What `uname -r` says under it.
     release: String,
     /// The version of Debian's packages.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,15 +77,23 @@ struct Step {
 }
 
 /// What was found.
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, JsonSchema)]
+pub struct BisectReport {
+    /// `evenkeel.bisect/1`.
     schema: &'static str,
+    /// The facet or item, as `diff` names it.
     facet: String,
+    /// The host that the search began with.
     good: String,
+    /// The host that it ended with.
     bad: String,
+    /// How many hosts there are from GOOD to BAD, with both.
     candidates: usize,
+    /// All that was looked at, in that order.
     steps: Vec<Step>,
+    /// The last one with the value of GOOD.
     last_old: Step,
+    /// The first one with another.
     first_new: Step,
     /// Candidates between the two that could not be measured.
     between: Vec<String>,
@@ -182,7 +193,7 @@ impl Bisect {
             .collect();
         causes.sort_unstable();
         causes.dedup();
-        let report = Report {
+        let report = BisectReport {
             schema: "evenkeel.bisect/1",
             facet: search.facet.clone(),
             good: good.name.clone(),
@@ -458,7 +469,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-fn words(report: &Report) -> String {
+fn words(report: &BisectReport) -> String {
     let line = |what: &str, step: &Step| {
         let version = step.version.as_deref().unwrap_or(&step.release);
         format!("{what} {} ({version}): {}\n", step.host, step.value)

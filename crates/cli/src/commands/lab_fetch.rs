@@ -58,8 +58,13 @@ impl Teller {
     }
 
     fn end(&mut self) {
-        if let Some((_, bar)) = self.bar.take() {
-            bar.finish();
+        if let Some((what, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+            anstream::eprintln!(
+                "  {what}: {} of {}",
+                show_bytes(bar.position()),
+                show_bytes(bar.length().unwrap_or(0))
+            );
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum Document {
     Seal,
     /// What `predict` prints.
     Predict,
+    /// What `lab bisect` prints.
+    Bisect,
 }
 
 impl Document {
@@ -33,6 +35,7 @@ impl Document {
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
+            Document::Bisect => schemars::schema_for!(super::lab_bisect::BisectReport),
         }
     }
 }
