@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use evenkeel_lab::{Cache, Exit, Host, Job, Options, fetch, host, hosts, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Options, Progress, fetch, host, hosts, kernels, run};
 
 use crate::cross::Cross;
 use crate::{Result, root, static_binaries};
@@ -86,7 +86,14 @@ impl Captures {
 
     fn capture(&self, host: &Host, options: &Options) -> Result<(Vec<u8>, String)> {
         let words = |e: evenkeel_lab::Error| e.to_string();
-        fetch(&[&host.kernel], &options.cache, &mut |line| eprintln!("{line}")).map_err(words)?;
+        let mut say = |progress: Progress<'_>| {
+            if let Progress::Line(line) = progress {
+                eprintln!("{line}");
+            }
+        };
+        for (_, done) in fetch(&[&host.kernel], &options.cache, &mut say).map_err(words)? {
+            done.map_err(words)?;
+        }
         let binary = options.binary(&self.bin, host.kernel.arch).map_err(words)?;
         let job = Job::new(binary).arg("capture").arg("-o").arg(SURFACE).output(SURFACE);
         let done = run(host, &job, options).map_err(words)?;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "surface",
     "survive",
     "diff",
@@ -18,6 +18,7 @@ const DOCUMENTS: [&str; 12] = [
     "registers",
     "registers-loaded",
     "registers-matrix",
+    "bisect",
 ];
 
 fn folder() -> PathBuf {

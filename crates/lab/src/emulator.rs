@@ -145,7 +145,7 @@ mod tests {
     use std::path::Path;
 
     fn plan(script: &str, hand_over: Vec<OwnedFd>) -> Plan {
-        Plan { program: "sh", package: "dash", args: vec!["-c".into(), script.into()], hand_over }
+        Plan { program: "bash", package: "bash", args: vec!["-c".into(), script.into()], hand_over }
     }
 
     #[test]

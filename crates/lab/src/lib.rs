@@ -12,7 +12,7 @@
 //!
 //! let cache = Cache::locate()?;
 //! let host = host("debian-6.12", kernels())?;
-//! fetch(&[&host.kernel], &cache, &mut |line| eprintln!("{line}"))?;
+//! fetch(&[&host.kernel], &cache, &mut |progress| eprintln!("{progress:?}"))?;
 //! let job = Job::new("target/static/x86_64/evenkeel").arg("capture").arg("-o").arg("surface.json").output("surface.json");
 //! let run = run(&host, &job, &Options::new(cache)?)?;
 //! println!("{} bytes", run.output.files["surface.json"].len());
@@ -21,9 +21,12 @@
 
 #![forbid(unsafe_code)]
 
+mod added;
 mod apt;
+mod bisect;
 mod cache;
 mod cpio;
+mod download;
 mod each;
 mod emulator;
 mod error;
@@ -31,6 +34,9 @@ mod fetch;
 pub mod frame;
 mod host;
 mod idle;
+mod image;
+mod import;
+mod index;
 mod initramfs;
 mod job;
 mod kernel;
@@ -40,13 +46,18 @@ mod memfile;
 mod modules;
 mod options;
 mod shell;
+mod store;
 mod tool;
+mod version;
 
+pub use added::{Addition, Kernels, add};
+pub use bisect::{Bisection, End, Measured, bisect};
 pub use cache::{Cache, Installed};
 pub use each::each;
 pub use error::Error;
-pub use fetch::fetch;
+pub use fetch::{Fetched, Here, Progress, fetch, served};
 pub use host::{Host, Lane, host, hosts};
+pub use import::{Imported, import};
 pub use initramfs::paths;
 pub use job::{Exit, Job, Output};
 pub use kernel::{Arch, Kernel, Origin, Package, kernel, kernels};
@@ -54,3 +65,5 @@ pub use link::run_pair;
 pub use machine::{Machine, Run, run};
 pub use options::Options;
 pub use shell::{shell, shell_binary};
+pub use store::{Stored, show_bytes};
+pub use version::compare_versions;

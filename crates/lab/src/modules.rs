@@ -44,6 +44,26 @@ impl Modules {
         Ok(Modules { files })
     }
 
+    /// Their files, by name.
+    pub fn files(&self) -> &BTreeMap<String, PathBuf> {
+        &self.files
+    }
+
+    /// The release that they were built for: what `vermagic=` says of KVM's module, or of any if there is none.
+    pub fn release(&self) -> Result<Option<String>, Error> {
+        let Some(file) = self.files.get("kvm").or_else(|| self.files.values().next()) else {
+            return Ok(None);
+        };
+        let content = read(file)?;
+        let Some(info) = section(&content, b".modinfo") else {
+            let why = "is no 64-bit ELF file with a .modinfo section".to_owned();
+            return Err(Error::Kernel { what: file.display().to_string(), why });
+        };
+        let line = info.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"vermagic="));
+        let word = line.and_then(|line| line.split(|byte| *byte == b' ').next());
+        Ok(word.map(|word| String::from_utf8_lossy(word).into_owned()))
+    }
+
     /// Whether `name` is a module here. One that is not may be built into the image.
     pub fn has(&self, name: &str) -> bool {
         self.files.contains_key(name)
@@ -67,8 +87,8 @@ impl Modules {
             return Err(wrong(format!("depends on itself through {}", above.join(", "))));
         }
         let file = self.files.get(name).ok_or_else(|| match above.last() {
-            Some(user) => wrong(format!("is not in this kernel's packages, and {user} needs it")),
-            None => wrong("is not in this kernel's packages".to_owned()),
+            Some(user) => wrong(format!("is not among this kernel's modules, and {user} needs it")),
+            None => wrong("is not among this kernel's modules".to_owned()),
         })?;
         let content = read(file)?;
         let depends = depends(&content).map_err(|why| wrong(why.to_owned()))?;
@@ -84,15 +104,19 @@ impl Modules {
 
 fn module_name(file: &Path) -> Option<String> {
     let name = file.file_name()?.to_str()?;
-    let stem = name.strip_suffix(".ko").or_else(|| name.strip_suffix(".ko.xz"))?;
-    Some(stem.replace('-', "_"))
+    let name =
+        [".xz", ".zst", ".gz"].into_iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(name);
+    Some(name.strip_suffix(".ko")?.replace('-', "_"))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    if file.extension().is_some_and(|extension| extension == "xz") {
-        return tool::output(Command::new("xz").arg("-dc").arg("--").arg(file), "xz-utils");
-    }
-    fs::read(file).map_err(Error::io("read", file))
+    let (program, package) = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
+        Some("gz") => ("gzip", "gzip"),
+        _ => return fs::read(file).map_err(Error::io("read", file)),
+    };
+    tool::output(Command::new(program).arg("-dc").arg("--").arg(file), package)
 }
 
 /// The names in the `depends=` line of a module's `.modinfo`.
@@ -131,13 +155,13 @@ fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The smallest ELF file with a .modinfo section.
-    fn module(depends: &str) -> Vec<u8> {
+    pub(crate) fn module(depends: &str) -> Vec<u8> {
         let names = b"\0.names\0.modinfo\0";
-        let info = format!("license=GPL\0depends={depends}\0name=x\0");
+        let info = format!("license=GPL\0depends={depends}\0name=x\0vermagic=6.12.1-mine SMP mod_unload \0");
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         let names_at = elf.len();
@@ -189,6 +213,29 @@ mod tests {
         let expected = ["irqbypass", "kvm", "kvm_amd", "tun", "vhost_iotlb", "vhost", "tap", "vhost_net"];
         assert_eq!(names(&order), expected);
         assert!(modules.has("kvm_amd") && !modules.has("virtio_pci"));
+    }
+
+    #[test]
+    fn modules_tell_the_release_that_they_are_for() {
+        let (folder, modules) = tree(&[("kvm.ko", "irqbypass"), ("irqbypass.ko", "")]);
+        assert_eq!(modules.release().unwrap().as_deref(), Some("6.12.1-mine"));
+        let (_folder, none) = tree(&[]);
+        assert_eq!(none.release().unwrap(), None);
+        fs::write(folder.path().join("kernel/some/where/kvm.ko"), "these are words").unwrap();
+        let error = modules.release().unwrap_err().to_string();
+        assert!(error.contains("kvm.ko") && error.contains("ELF"), "{error}");
+    }
+
+    #[test]
+    fn compressed_modules_are_unpacked() {
+        let (folder, _) = tree(&[("a.ko", ""), ("b-c.ko", "a"), ("d.ko", "b_c")]);
+        let file = |name: &str| folder.path().join("kernel/some/where").join(name);
+        tool::output(Command::new("xz").arg(file("a.ko")), "xz-utils").unwrap();
+        tool::output(Command::new("gzip").arg(file("b-c.ko")), "gzip").unwrap();
+        let modules = Modules::scan(&[folder.path().to_owned()]).unwrap();
+        let order = modules.load_order(&["d"]).unwrap();
+        assert_eq!(names(&order), ["a", "b_c", "d"]);
+        assert!(order.iter().all(|module| module.content.starts_with(b"\x7fELF")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `evenkeel lab matrix`, with hosts that are booted for it.
 
 use evenkeel_hosts::BUNDLED;
-use evenkeel_lab::{Cache, Host, Options, each, host, hosts, kernels};
+use evenkeel_lab::{Cache, Host, Kernels, Options, each};
 use evenkeel_report::matrix::Origin;
 
 use super::lab::failed;
@@ -23,10 +23,11 @@ pub fn matrix(
 ) -> Result<u8, Failure> {
     let mut found: Vec<MatrixHost> = Vec::new();
     let mut to_boot: Vec<Host> = Vec::new();
+    let known = Kernels::load(cache);
     let bundled = |name: &str| BUNDLED.iter().any(|b| b.name == name);
     if names.is_empty() {
-        for host in hosts() {
-            if cache.installed(&host.kernel).is_ok() && host.lane.quick() {
+        for host in known.hosts() {
+            if cache.has(&host.kernel) && host.lane.quick() {
                 to_boot.push(host);
             } else if bundled(&host.name) {
                 anstream::eprintln!("{}: captured earlier", host.name);
@@ -37,8 +38,8 @@ pub fn matrix(
         }
     } else {
         for name in names {
-            match host(name, kernels()) {
-                Ok(host) if cache.installed(&host.kernel).is_ok() => to_boot.push(host),
+            match known.host(name) {
+                Ok(host) if cache.has(&host.kernel) => to_boot.push(host),
                 _ => {
                     let origin = if bundled(name) { Origin::Bundled } else { Origin::Given };
                     found.push(MatrixHost::of(evenkeel_hosts::load(name)?, origin));

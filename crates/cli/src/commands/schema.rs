@@ -30,6 +30,8 @@ pub enum Document {
     RegistersLoaded,
     /// What `lab registers` writes: the matrix.
     RegistersMatrix,
+    /// What `lab bisect` prints.
+    Bisect,
 }
 
 impl Document {
@@ -48,6 +50,7 @@ impl Document {
             Document::Registers => schemars::schema_for!(evenkeel_state::RegisterFile),
             Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::LoadReport),
             Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::matrix::Matrix),
+            Document::Bisect => schemars::schema_for!(super::lab_bisect::BisectReport),
         }
     }
 }
