@@ -1,5 +1,6 @@
 //! An emulator as a process of ours: started, watched, gone with us.
 
+pub(crate) mod bochs;
 pub(crate) mod qemu;
 pub(crate) mod qmp;
 
@@ -59,6 +60,8 @@ pub(crate) struct Plan {
     pub program: &'static str,
     /// The Debian package that brings it.
     pub package: &'static str,
+    /// What it says when the host has powered off, for one that then exits as if it had failed.
+    pub farewell: Option<&'static str>,
     /// Its arguments. Files in memory and sockets are named by their number, which the program inherits.
     pub args: Vec<String>,
     /// Sockets to hand over: ours are closed once it runs, so that its death is noticed.
@@ -80,6 +83,7 @@ pub(crate) fn number(fd: &impl AsFd) -> i32 {
 #[derive(Debug)]
 pub(crate) struct Emulator {
     child: Child,
+    farewell: Option<&'static str>,
     words: MemFile,
 }
 
@@ -111,7 +115,7 @@ impl Emulator {
         }
         let child = command.spawn().map_err(Error::io("start", plan.program))?;
         drop(plan.hand_over);
-        Ok(Emulator { child, words })
+        Ok(Emulator { child, farewell: plan.farewell, words })
     }
 
     /// How it ended; nothing while it runs.
@@ -122,6 +126,13 @@ impl Emulator {
     /// Waits for its end, which something else must have brought about.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
         self.child.wait().map_err(Error::io("wait for", "the emulator"))
+    }
+
+    /// Waits for its end, and tells what is wrong with it if it is not that the host has powered off.
+    pub fn powered_off(&mut self) -> Result<Result<(), ExitStatus>, Error> {
+        let status = self.wait()?;
+        let said = self.farewell.is_some_and(|farewell| self.words().contains(farewell));
+        Ok(if status.success() || said { Ok(()) } else { Err(status) })
     }
 
     /// What it said.
@@ -145,7 +156,14 @@ mod tests {
     use std::path::Path;
 
     fn plan(script: &str, hand_over: Vec<OwnedFd>) -> Plan {
-        Plan { program: "sh", package: "dash", args: vec!["-c".into(), script.into()], hand_over }
+        // Not sh, which may know numbers up to 9 only.
+        Plan {
+            program: "bash",
+            package: "bash",
+            farewell: None,
+            args: vec!["-c".into(), script.into()],
+            hand_over,
+        }
     }
 
     #[test]
@@ -174,8 +192,13 @@ mod tests {
     #[test]
     fn a_missing_emulator_names_its_package() {
         let console = Console::Kept(MemFile::new("console", b"").unwrap());
-        let plan =
-            Plan { program: "no-such-emulator", package: "emulators", args: vec![], hand_over: vec![] };
+        let plan = Plan {
+            program: "no-such-emulator",
+            package: "emulators",
+            args: vec![],
+            farewell: None,
+            hand_over: vec![],
+        };
         let error = Emulator::start(plan, &console).unwrap_err().to_string();
         assert!(error.contains("apt-get install emulators"), "{error}");
     }

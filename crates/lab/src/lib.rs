@@ -23,6 +23,7 @@
 
 mod apt;
 mod cache;
+mod channel;
 mod cpio;
 mod emulator;
 mod error;
@@ -30,6 +31,7 @@ mod fetch;
 pub mod frame;
 mod host;
 mod initramfs;
+mod iso;
 mod job;
 mod kernel;
 mod machine;

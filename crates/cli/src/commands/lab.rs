@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// Real host kernels on this machine, under QEMU.
+/// Real host kernels on this machine, under QEMU and Bochs.
 #[derive(clap::Args)]
 pub struct Lab {
     #[command(subcommand)]
@@ -36,9 +36,9 @@ enum What {
         /// Where files that are brought back go.
         #[arg(long, value_name = "FOLDER", default_value = ".")]
         into: PathBuf,
-        /// Seconds that a kernel may take.
-        #[arg(long, default_value_t = 120)]
-        timeout: u64,
+        /// Seconds that a boot or the program may take; 120 when not given, 600 for `-vmx`.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// `evenkeel` and its arguments, or the path of a static binary and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -66,8 +66,8 @@ impl Lab {
                 Ok(0)
             }
             What::Run { hosts, bring, into, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
-                options.timeout = Duration::from_secs(timeout);
+                let mut options = with_words(cache)?;
+                options.timeout = timeout.map(Duration::from_secs);
                 let (program, args) = command.split_first().ok_or_else(|| Failure::bad("no command", ""))?;
                 each(&choose(&hosts)?, |host| {
                     let binary = match program.as_str() {
@@ -88,7 +88,7 @@ impl Lab {
                     [] => hosts().into_iter().filter(|h| cache.installed(&h.kernel).is_ok()).collect(),
                     names => choose(names)?,
                 };
-                let options = Options::new(cache).map_err(failed)?;
+                let options = with_words(cache)?;
                 each(&chosen, |host| {
                     let binary = options.binary("evenkeel", host.kernel.arch).map_err(failed)?;
                     let job =
@@ -98,6 +98,13 @@ impl Lab {
             }
         }
     }
+}
+
+/// Options whose words about long waits go to the standard error.
+fn with_words(cache: Cache) -> Result<Options, Failure> {
+    let mut options = Options::new(cache).map_err(failed)?;
+    options.progress = Some(|words| anstream::eprintln!("{words}"));
+    Ok(options)
 }
 
 fn failed(e: evenkeel_lab::Error) -> Failure {
