@@ -14,10 +14,29 @@ pub use fleet::{Fleet, Member, load_fleet};
 /// A capture that is part of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundled {
-    /// Its name: the kernel's distribution and series, `-arm64` for that architecture.
+    /// Its name: the kernel's distribution and series, `-arm64` for that architecture, `-vmx` for that lane.
     pub name: &'static str,
     /// The capture file.
     pub text: &'static str,
+}
+
+impl Bundled {
+    /// The lab's lane that it was made in, which is the end of its name: captures of different lanes are of different
+    /// emulated CPUs, and differ by more than their kernels.
+    pub fn lane(&self) -> &'static str {
+        let ends = |end: &str| self.name.ends_with(end);
+        match () {
+            () if ends("-vmx") => "vmx",
+            () if ends("-arm64-nvhe") => "arm64-nvhe",
+            () if ends("-arm64") => "arm64",
+            () => "svm",
+        }
+    }
+
+    /// What emulated it.
+    pub fn emulator(&self) -> &'static str {
+        if self.lane() == "vmx" { "Bochs" } else { "QEMU" }
+    }
 }
 
 include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
@@ -132,11 +151,11 @@ pub fn load(name: &str) -> Result<Host, Error> {
             views,
         });
     }
-    let (surface, emulated) = if name == "here" {
-        (capture_here()?, false)
+    let (surface, emulator) = if name == "here" {
+        (capture_here()?, None)
     } else if let Some(bundled) = BUNDLED.iter().find(|b| b.name == name) {
         // Bundled captures are the lab's, and all hosts of the lab are emulated.
-        (parse(name, bundled.text.as_bytes())?, true)
+        (parse(name, bundled.text.as_bytes())?, Some(bundled.emulator()))
     } else {
         let path = Path::new(name);
         let looks_like_a_path = name.contains('/') || path.extension().is_some_and(|e| e == "json");
@@ -154,15 +173,15 @@ pub fn load(name: &str) -> Result<Host, Error> {
             Ok(_) => {
                 let bytes =
                     std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
-                (parse(name, &bytes)?, false)
+                (parse(name, &bytes)?, None)
             }
             Err(error) if looks_like_a_path => return Err(Error::File { path: path.to_owned(), error }),
             Err(_) => return Err(Error::Nobody { name: name.to_owned() }),
         }
     };
     let origin = if name == "here" { "this machine: " } else { "" };
-    let lane = if emulated { ", emulated by QEMU" } else { "" };
-    let stands_for = format!("{origin}{} on {}{lane}", kernel_words(&surface), cpu_words(&surface));
+    let by = emulator.map_or(String::new(), |emulator| format!(", emulated by {emulator}"));
+    let stands_for = format!("{origin}{} on {}{by}", kernel_words(&surface), cpu_words(&surface));
     let views = View::all(&surface, name);
     Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
 }
@@ -201,6 +220,11 @@ fn cpu_words(surface: &Surface) -> String {
         ("", vendor) => format!("a CPU by {vendor}"),
         (name, _) => name.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    let svm = cpu.raw.iter().any(|e| e.leaf.0 == 0x8000_0001 && e.ecx.0 & 4 != 0);
-    format!("{name}{}{backend}", if svm { " with SVM" } else { "" })
+    let has = |leaf, bit: u32| cpu.raw.iter().any(|e| e.leaf.0 == leaf && e.ecx.0 & bit != 0);
+    let with = match () {
+        () if has(0x8000_0001, 1 << 2) => " with SVM",
+        () if has(1, 1 << 5) => " with VMX",
+        () => "",
+    };
+    format!("{name}{with}{backend}")
 }

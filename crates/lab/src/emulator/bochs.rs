@@ -43,7 +43,8 @@ const PACKAGES: &str = "bochs bochsbios vgabios isolinux syslinux-common";
 pub(crate) struct Files {
     config: MemFile,
     commands: MemFile,
-    disc: MemFile,
+    /// Held open for the emulator, which inherits it.
+    _disc: MemFile,
     /// What the init writes to its second serial port.
     pub results: MemFile,
 }
@@ -77,7 +78,7 @@ impl Files {
             config: MemFile::new("config", text.as_bytes())?,
             // The packaged Bochs is built with its debugger, which stops before the first instruction.
             commands: MemFile::new("commands", b"c\n")?,
-            disc,
+            _disc: disc,
             results,
         })
     }
@@ -86,7 +87,7 @@ impl Files {
     #[cfg(test)]
     pub fn of_nothing() -> Result<Files, Error> {
         let empty = || MemFile::new("empty", b"");
-        Ok(Files { config: empty()?, commands: empty()?, disc: empty()?, results: empty()? })
+        Ok(Files { config: empty()?, commands: empty()?, _disc: empty()?, results: empty()? })
     }
 
     /// How to start it.
