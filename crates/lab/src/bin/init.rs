@@ -143,7 +143,14 @@ fn prepare() -> Result<Channel> {
 
 /// Loads KVM, then one job after another until the lab has no more.
 fn serve(channel: &Channel) -> Result<()> {
-    if let Err(error) = load(|name| !name.starts_with("virtio")) {
+    // Where a module takes half a minute, the console should say which.
+    let told = |name: &str| {
+        if channel.wire {
+            let _ = fs::write("/dev/kmsg", format!("<5>evenkeel-lab: loads {name}\n"));
+        }
+        !name.starts_with("virtio")
+    };
+    if let Err(error) = load(told) {
         channel.say(Kind::Failure, "", error.to_string().as_bytes())?;
         channel.flush()?;
         return Err(error);
