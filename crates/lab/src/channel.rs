@@ -157,8 +157,14 @@ mod tests {
         let console = MemFile::new("console", b"").unwrap();
         let files = bochs::Files::of_nothing().unwrap();
         let args = ["-c", script, "sh", &files.results.path(), &console.path()].map(str::to_owned);
-        let plan =
-            Plan { program: "sh", package: "dash", farewell: None, args: args.into(), hand_over: vec![] };
+        let plan = Plan {
+            program: "sh",
+            package: "dash",
+            offline: false,
+            farewell: None,
+            args: args.into(),
+            hand_over: vec![],
+        };
         let console = Console::Kept(console);
         let mut emulator = Emulator::start(plan, &console).unwrap();
         let mut channel = Channel::File(files, 0);

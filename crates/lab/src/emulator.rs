@@ -7,7 +7,7 @@ pub(crate) mod qmp;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     pub program: &'static str,
     /// The Debian package that brings it.
     pub package: &'static str,
+    /// It opens a network port that nobody asked for, so it gets a network of its own, where this machine allows that.
+    pub offline: bool,
     /// What it says when the host has powered off, for one that then exits as if it had failed.
     pub farewell: Option<&'static str>,
     /// Its arguments. Files in memory and sockets are named by their number, which the program inherits.
@@ -87,6 +89,21 @@ pub(crate) struct Emulator {
     words: MemFile,
 }
 
+/// What to put before a command so that it has no network; nothing where that is not allowed.
+fn no_network() -> &'static [&'static str] {
+    static WAY: OnceLock<&[&str]> = OnceLock::new();
+    WAY.get_or_init(|| {
+        let ways: [&[&str]; 2] =
+            [&["unshare", "--net", "--"], &["unshare", "--map-root-user", "--net", "--"]];
+        let works = |way: &&[&str]| {
+            let mut command = Command::new(way[0]);
+            command.args(&way[1..]).arg("true").stdin(Stdio::null()).stdout(Stdio::null());
+            command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        ways.into_iter().find(works).unwrap_or(&[])
+    })
+}
+
 /// Only one emulator is started at a time: what it inherits must not be inherited by another.
 static STARTING: Mutex<()> = Mutex::new(());
 
@@ -101,9 +118,12 @@ impl Emulator {
         tool::find(plan.program).ok_or_else(|| missing(plan.program, plan.package))?;
         tool::find("setpriv").ok_or_else(|| missing("setpriv", "util-linux"))?;
         let words = MemFile::new("words", b"")?;
-        // setpriv becomes the emulator, with the kernel's order to kill it when we are gone, however we went.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", plan.program]).args(&plan.args).stderr(words.output()?);
+        let mut line: Vec<&str> = if plan.offline { no_network().to_vec() } else { vec![] };
+        // setpriv becomes the emulator, with the kernel's order to kill it when we are gone, however we went. It comes
+        // last: the order does not outlive a change of rights.
+        line.extend(["setpriv", "--pdeathsig", "KILL", "--", plan.program]);
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).args(&plan.args).stderr(words.output()?);
         match console {
             Console::Kept(_) => command.stdin(Stdio::null()).stdout(words.output()?),
             Console::Terminal => command.stdin(Stdio::inherit()).stdout(Stdio::inherit()),
@@ -161,6 +181,7 @@ mod tests {
             program: "bash",
             package: "bash",
             farewell: None,
+            offline: false,
             args: vec!["-c".into(), script.into()],
             hand_over,
         }
@@ -197,6 +218,7 @@ mod tests {
             package: "emulators",
             args: vec![],
             farewell: None,
+            offline: false,
             hand_over: vec![],
         };
         let error = Emulator::start(plan, &console).unwrap_err().to_string();

@@ -79,7 +79,11 @@ fn modules(host: &Host, installed: &Installed) -> Result<Vec<Module>, Error> {
     let channel: &[&str] = if host.lane.one_job() { &[] } else { &["virtio_pci", "virtio_console"] };
     let optional = channel.iter().chain(&["tun", "vhost_net"]);
     names.extend(optional.copied().filter(|name| modules.has(name)));
-    modules.load_order(&names)
+    let mut order = modules.load_order(&names)?;
+    if host.lane.one_job() {
+        order.iter_mut().for_each(Module::hide_types);
+    }
+    Ok(order)
 }
 
 impl Machine {

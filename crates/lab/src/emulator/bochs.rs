@@ -94,7 +94,14 @@ impl Files {
     pub fn plan(&self) -> Plan {
         let args = ["-q", "-f", &self.config.path(), "-rc", &self.commands.path()].map(str::to_owned);
         let farewell = Some("ACPI control: soft power off");
-        Plan { program: "bochs", package: PACKAGES, farewell, args: args.into(), hand_over: vec![] }
+        Plan {
+            program: "bochs",
+            package: PACKAGES,
+            offline: true,
+            farewell,
+            args: args.into(),
+            hand_over: vec![],
+        }
     }
 }
 

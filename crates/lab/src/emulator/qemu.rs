@@ -110,5 +110,5 @@ pub(crate) fn plan(machine: Machine<'_>) -> Plan {
         args.extend(["-incoming".to_owned(), format!("fd:{}", number(fd))]);
     }
     let hand_over = [Some(port), Some(control), link, incoming].into_iter().flatten().collect();
-    Plan { program, package, farewell: None, args, hand_over }
+    Plan { program, package, offline: false, farewell: None, args, hand_over }
 }
