@@ -217,6 +217,6 @@ mod tests {
         let loader = &list(&image)["ISOLINUX.BIN;1"];
         assert_eq!(&image[start..start + loader.len()], loader);
         assert_eq!((at(loader, 8), at(loader, 12) * 2048, at(loader, 16)), (16, start, 3000));
-        assert_eq!(at(loader, 20), 0x0101_0101 * ((3000 - 64) / 4) & 0xffff_ffff);
+        assert_eq!(at(loader, 20) as u32, 0x0101_0101_u32.wrapping_mul((3000 - 64) / 4));
     }
 }

@@ -10,8 +10,10 @@ use crate::error::Error;
 use crate::iso;
 use crate::memfile::MemFile;
 
-/// The CPU: one that all of the lane's kernels boot on, so that only kernels differ. With `corei7_skylake_x` 7.3 panics
-/// (`fpu__init_system_xstate`: the model's sizes of XSAVE areas disagree).
+/// The CPU: the newest that all of the lane's kernels boot on, so that only kernels differ. With `corei7_skylake_x` 7.3
+/// panics (`fpu__init_system_xstate`: the model's sizes of XSAVE areas disagree). It has EPT with accessed and dirty
+/// bits, VPID, unrestricted guests, a virtual APIC, VMCS shadowing and page-modification logging; no TSC scaling, and no
+/// counters behind the PMU that it announces.
 const CPU: &str = "broadwell_ult";
 
 /// Instructions that make a second of the emulated host's time, whatever they take here: the clocks count instructions,
