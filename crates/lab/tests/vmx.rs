@@ -133,8 +133,16 @@ fn a_lab_that_is_killed_leaves_nothing() {
     assert!(fs::metadata(format!("/proc/{emulator}")).is_ok(), "the emulator ended by itself");
     victim.kill().unwrap();
     victim.wait().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(fs::metadata(format!("/proc/{emulator}")).is_err(), "the emulator lives on");
+    // Dead at once; whoever inherits it may take a while to notice that.
+    let lives = || {
+        let stat = fs::read_to_string(format!("/proc/{emulator}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+    };
+    let patience = Instant::now() + Duration::from_secs(2);
+    while lives() {
+        assert!(Instant::now() < patience, "the emulator lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
 }

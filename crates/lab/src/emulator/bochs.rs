@@ -130,7 +130,7 @@ fn config(memory_mib: u32, disc: &str, console: &str, results: &str) -> String {
          romimage: file={BIOS}\n\
          vgaromimage: file={VGA_BIOS}\n\
          cpu: model={CPU}, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
-         clock: sync=none, time0=1\n\
+         clock: sync=none, time0=utc\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=cdrom, path={disc}, status=inserted\n\
          boot: cdrom\n\
@@ -158,7 +158,7 @@ mod tests {
             "ata0-master: type=cdrom, path=/proc/self/fd/7, status=inserted",
             "com1: enabled=1, mode=file, dev=/proc/self/fd/8",
             "com2: enabled=1, mode=file, dev=/proc/self/fd/9",
-            "clock: sync=none, time0=1",
+            "clock: sync=none, time0=utc",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
