@@ -21,9 +21,9 @@ pub struct Captures {
     /// Write nothing: compare the offer digest of each kernel, captured anew, with that of the capture in the folder.
     #[arg(long)]
     check: bool,
-    /// Seconds that a kernel may take.
-    #[arg(long, default_value_t = 300)]
-    timeout: u64,
+    /// Seconds that a boot or the program may take; the lane's own patience when not given.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     /// Another static binary to run in place of `evenkeel capture`, one for each architecture in FOLDER/ARCH/NAME.
     #[arg(long, value_name = "NAME", default_value = "evenkeel")]
     bin: String,
@@ -53,7 +53,8 @@ impl Captures {
             cache,
             binaries: static_binaries(),
             memory_mib: 256,
-            timeout: Duration::from_secs(self.timeout),
+            timeout: self.timeout.map(Duration::from_secs),
+            progress: Some(|words| eprintln!("{words}")),
             fresh: true,
         };
 

@@ -13,7 +13,7 @@ use crate::host::Lane;
 pub enum Error {
     /// No host of this name is known.
     #[error(
-        "no host of the lab is called `{name}`\nhint: one of {known}; `-nvhe` after an arm64 kernel's name is another lane"
+        "no host of the lab is called `{name}`\nhint: one of {known}; `-nvhe` after an arm64 kernel's name and `-vmx` after an x86 kernel's are other lanes"
     )]
     UnknownHost {
         /// The name that was asked for.
@@ -29,6 +29,14 @@ pub enum Error {
         /// What it was built for.
         arch: &'static str,
         /// The lane that was asked for.
+        lane: Lane,
+    },
+    /// A host takes one job, when it boots.
+    #[error("{host} takes no further job: the lane {lane} gives a host one, and boots it for that")]
+    OneJob {
+        /// The host's name.
+        host: String,
+        /// Its lane.
         lane: Lane,
     },
     /// A lane has no links.

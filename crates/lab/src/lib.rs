@@ -3,7 +3,8 @@
 //!
 //! A [`Host`] is a kernel in a [`Lane`], an emulated CPU. [`run`] boots it with nothing but our init and KVM's modules
 //! in its memory, hands it a [`Job`] (one static program with its arguments and files), and brings back the program's
-//! exit status, its output and the files it wrote. A [`Machine`] is a host that stays up for more than one job.
+//! exit status, its output and the files it wrote. A [`Machine`] is a host that stays up for more than one job, which
+//! not every lane has ([`Lane::one_job`]).
 //! Nothing is installed: the kernels are Debian's packages, unpacked under [`Cache`], and the emulated host has no
 //! disk and no network.
 //!
@@ -25,6 +26,7 @@ mod added;
 mod apt;
 mod bisect;
 mod cache;
+mod channel;
 mod cpio;
 mod download;
 mod each;
@@ -38,6 +40,7 @@ mod image;
 mod import;
 mod index;
 mod initramfs;
+mod iso;
 mod job;
 mod kernel;
 mod link;

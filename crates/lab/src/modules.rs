@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,28 @@ pub(crate) struct Module {
     pub name: String,
     /// The uncompressed ELF file.
     pub content: Vec<u8>,
+}
+
+/// What the kernel looks for at the end of a signed module (include/linux/module_signature.h).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+
+impl Module {
+    /// Hides the module's type information, which is there for BPF programs, and with it the signature, which would not
+    /// fit any more: the kernel marks itself as tainted by an unsigned module and loads the same code. For an emulator
+    /// that interprets every instruction: see the lane vmx, where reading the types is most of the time that KVM's
+    /// modules take.
+    pub fn hide_types(&mut self) {
+        let names = names_at(&self.content).unwrap_or(0..0);
+        let Some(names) = self.content.get_mut(names) else { return };
+        for at in 0..names.len().saturating_sub(5) {
+            if names[at] == 0 && names[at + 1..].starts_with(b".BTF") {
+                names[at + 1..at + 5].copy_from_slice(b".btf");
+            }
+        }
+        if self.content.ends_with(SIGNED) {
+            self.content.truncate(self.content.len() - SIGNED.len());
+        }
+    }
 }
 
 /// Every module file below some folders, by name.
@@ -126,6 +149,14 @@ fn depends(elf: &[u8]) -> Result<Vec<String>, &'static str> {
     let line = line.ok_or("has no depends= line")?;
     let names = std::str::from_utf8(line).map_err(|_| "has a depends= line that is not text")?;
     Ok(names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+}
+
+/// Where the names of an ELF file's sections are.
+fn names_at(elf: &[u8]) -> Option<Range<usize>> {
+    let (table, size, index) = (number(elf, 0x28, 8)?, number(elf, 0x3a, 2)?, number(elf, 0x3e, 2)?);
+    let header = elf.get(usize::try_from(table.checked_add(size.checked_mul(index)?)?).ok()?..)?;
+    let start = usize::try_from(number(header, 0x18, 8)?).ok()?;
+    Some(start..start.checked_add(usize::try_from(number(header, 0x20, 8)?).ok()?)?)
 }
 
 /// The content of a section of a little-endian 64-bit ELF file. Offsets are from the ELF specification's
@@ -245,6 +276,30 @@ pub(crate) mod tests {
         assert!(error.contains("depends on itself through a, b"), "{error}");
         let error = modules.load_order(&["c"]).unwrap_err().to_string();
         assert!(error.contains("module gone") && error.contains("c needs it"), "{error}");
+    }
+
+    #[test]
+    fn types_and_signature_are_hidden_and_nothing_else() {
+        let plain = module("kvm");
+        let mut signed = plain.clone();
+        signed.extend_from_slice(b"the signature");
+        signed.extend_from_slice(SIGNED);
+        let mut found = Module { name: "x".into(), content: signed };
+        found.hide_types();
+        assert_eq!(found.content, [&plain[..], b"the signature"].concat());
+        // A section of types in place of the other one.
+        let at = plain.windows(9).position(|w| w == b"\0.modinfo").unwrap();
+        let mut typed = plain.clone();
+        typed[at..at + 6].copy_from_slice(b"\0.BTF\0");
+        let mut found = Module { name: "x".into(), content: typed.clone() };
+        assert!(section(&found.content, b".BTF").is_some());
+        found.hide_types();
+        assert!(section(&found.content, b".BTF").is_none());
+        let changed = found.content.iter().zip(&typed).filter(|(a, b)| a != b).count();
+        assert_eq!((found.content.len(), changed), (typed.len(), 3));
+        for length in 0..typed.len() {
+            Module { name: "x".into(), content: typed[..length].to_vec() }.hide_types();
+        }
     }
 
     #[test]

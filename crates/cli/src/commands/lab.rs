@@ -10,7 +10,7 @@ use super::{lab_add, lab_bisect, lab_cache, lab_fetch, lab_matrix, lab_run};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// Real host kernels on this machine, under QEMU.
+/// Real host kernels on this machine, under QEMU and Bochs.
 #[derive(clap::Args)]
 pub struct Lab {
     #[command(subcommand)]
@@ -44,9 +44,9 @@ enum What {
         /// Where files that are brought back go.
         #[arg(long, value_name = "FOLDER", default_value = ".")]
         into: PathBuf,
-        /// Seconds that a kernel may take.
-        #[arg(long, default_value_t = 120)]
-        timeout: u64,
+        /// Seconds that a boot or the program may take; 120 when not given, 600 for `-vmx`.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// `evenkeel` and its arguments, or the path of a static binary and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -58,8 +58,8 @@ enum What {
         /// The other host.
         other: String,
         /// Seconds that it may take.
-        #[arg(long, default_value_t = 120)]
-        timeout: u64,
+        #[arg(long)]
+        timeout: Option<u64>,
         /// The first host's program and its arguments, `---`, the second host's. Without `---`, the same on both.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -118,8 +118,8 @@ impl Lab {
             What::Cache(what) => what.run(&cache, global),
             What::Bisect(what) => what.run(cache, global),
             What::Run { hosts, fresh, send, bring, into, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
-                (options.timeout, options.fresh) = (Duration::from_secs(timeout), fresh);
+                let mut options = with_words(cache)?;
+                (options.timeout, options.fresh) = (timeout.map(Duration::from_secs), fresh);
                 let inputs = lab_run::read_all(&send)?;
                 let job = |host: &Host| {
                     let mut job = lab_run::program(&command, host, &options)?;
@@ -134,8 +134,8 @@ impl Lab {
                 lab_run::each(&choose(&hosts, &options.cache)?, &options, global, job, place)
             }
             What::Link { one, other, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
-                options.timeout = Duration::from_secs(timeout);
+                let mut options = with_words(cache)?;
+                options.timeout = timeout.map(Duration::from_secs);
                 let hosts = choose(&[one, other], &options.cache)?;
                 lab_run::link(&hosts, &command, &options, global)
             }
@@ -166,7 +166,7 @@ impl Lab {
                     names => choose(names, &cache)?,
                 };
                 // Booted anew: a capture is of a host as it comes up.
-                let options = Options { fresh: true, ..Options::new(cache).map_err(failed)? };
+                let options = Options { fresh: true, ..with_words(cache)? };
                 let job = |host: &Host| {
                     let binary = options.binary("evenkeel", host.kernel.arch)?;
                     Ok(Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json"))
@@ -176,6 +176,13 @@ impl Lab {
             }
         }
     }
+}
+
+/// Options whose words about long waits go to the standard error.
+fn with_words(cache: Cache) -> Result<Options, Failure> {
+    let mut options = Options::new(cache).map_err(failed)?;
+    options.progress = Some(|words| anstream::eprintln!("{words}"));
+    Ok(options)
 }
 
 /// An error of the lab, as it is told.

@@ -38,8 +38,8 @@ pub struct Bisect {
     #[arg(long)]
     fresh: bool,
     /// Seconds that a kernel may take.
-    #[arg(long, default_value_t = 120)]
-    timeout: u64,
+    #[arg(long)]
+    timeout: Option<u64>,
 }
 
 /// A capture, ready to be compared.
@@ -107,7 +107,7 @@ impl Bisect {
     /// Searches.
     pub fn run(self, cache: Cache, global: Global) -> Result<u8, Failure> {
         let mut options = Options::new(cache).map_err(failed)?;
-        options.timeout = std::time::Duration::from_secs(self.timeout);
+        options.timeout = self.timeout.map(std::time::Duration::from_secs);
         let (hosts, reversed) = self.candidates(&options.cache)?;
         let facet = facet(&self.facet);
         let last = hosts.len() - 1;
