@@ -90,13 +90,11 @@ fn grid(w: &mut String, r: &MatrixReport, lane: &MatrixLane, look: Look) {
         _ => String::new(),
     };
     let pairs = r.pairs_of(lane).count();
-    let _ = writeln!(
-        w,
-        "\n{}  {}{cpu}, {} kernels, {pairs} pairs; rows from, columns to",
-        paint(HEAD, &lane.name),
-        lane.arch.name(),
-        names.len()
-    );
+    let head = format!("{}  {}{cpu}, {} kernels, {pairs} pairs;", lane.name, lane.arch.name(), names.len());
+    // Some CPUs have long names, and a terminal may have 80 columns.
+    let gap = if head.chars().count() + " rows from, columns to".len() > 80 { "\n  " } else { " " };
+    let _ =
+        writeln!(w, "\n{}{gap}rows from, columns to", head.replacen(&lane.name, &paint(HEAD, &lane.name), 1));
     let label = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0);
     let lines = headings.iter().map(Vec::len).max().unwrap_or(0);
     for line in 0..lines {
