@@ -161,7 +161,9 @@ fn all_bundled_kernels_fit_a_terminal_and_a_page() {
     assert!(rows.iter().all(|r| r.chars().count() <= 80), "{rows:?}");
     assert!(!said.contains('\u{1b}'), "no colour where none is wanted");
     // Sorted by release: 6.12.43 is before 6.12, which is 6.12.117.
-    let at = |name: &str| rows.iter().position(|r| r.split_whitespace().next() == Some(name)).unwrap();
+    // The last lane is svm; lanes of many kernels are numbered, and those of few have no point releases.
+    let svm = &rows[rows.len() - bundled.iter().filter(|b| b.lane() == "svm").count()..];
+    let at = |name: &str| svm.iter().position(|r| r.split_whitespace().next() == Some(name)).unwrap();
     assert!(at("6.12.43") < at("6.12") && at("6.12") < at("6.18"), "{rows:?}");
     assert!(said.contains("captured earlier: all"));
     let size = std::fs::metadata(&page).unwrap().len();
