@@ -1,5 +1,6 @@
 //! Two hosts that are up at the same time, and a stream between programs on them.
 
+use std::sync::Barrier;
 use std::thread;
 
 use crate::emulator::{Slots, socket};
@@ -27,13 +28,19 @@ pub fn run_pair(one: (&Host, &Job), other: (&Host, &Job), options: &Options) -> 
             return [Err(error), Err(again)];
         }
     };
+    let both = Barrier::new(2);
     let work = |(host, job): (&Host, &Job), end| {
-        let mut machine = Machine::up_with(host, options, Some(end))?;
+        let machine = Machine::up_with(host, options, Some(end));
+        // The programs start when both hosts are up. Also because QEMU 7.2 can lose the news that the other end is gone
+        // when it comes while a saved state is being read (seen once, on a busy machine).
+        both.wait();
+        let mut machine = machine?;
         let output = machine.run(job)?;
         Ok(Run::after(machine, output))
     };
     thread::scope(|scope| {
         // Each emulator lives and dies in the thread that started it.
+        let work = &work;
         let first = scope.spawn(move || work(one, first));
         let second = scope.spawn(move || work(other, second));
         [first, second].map(|thread| {
