@@ -9,11 +9,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use serde_json::json;
 
+use crate::cache::Cache;
 use crate::emulator::Console;
 use crate::emulator::qemu;
 use crate::error::Error;
@@ -29,6 +30,9 @@ const MAGIC: &[u8] = b"evenkeel idle host 1\n";
 
 /// The header's length in bytes.
 const HEADER: usize = 256;
+
+/// What is kept free for the next state. Together they may have half of what kernels may have.
+const ROOM: u64 = 128 << 20;
 
 /// How long writing or reading a state may take: it is some 100 MiB.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -71,17 +75,19 @@ impl Machine {
             }
         }
         let mut machine = Machine::start(start(link)?, &boot, None)?;
-        machine.keep(&file)?;
+        machine.keep(&file, options)?;
         Ok(machine)
     }
 
     /// Writes the idle host to `file` and lets it go on. That it could not be kept is no failure of the host; that it
     /// does not go on is.
-    fn keep(&mut self, file: &Path) -> Result<(), Error> {
+    fn keep(&mut self, file: &Path, options: &Options) -> Result<(), Error> {
         let Ok(unnamed) = create(file, self.release()) else { return Ok(()) };
         let mut qmp = self.qmp()?;
         // By way of our own descriptor: the emulator has no name for the file either.
         let to = format!("exec:cat >> /proc/{}/fd/{}", std::process::id(), unnamed.as_raw_fd());
+        // Room for one more of some 110 MiB.
+        options.cache.forget_idle((Cache::limit()? / 2).saturating_sub(ROOM));
         let written = qmp
             .execute("stop", json!({}))
             .and_then(|_| {
@@ -143,6 +149,46 @@ fn create(file: &Path, release: &str) -> io::Result<File> {
     Ok(unnamed)
 }
 
+impl Cache {
+    /// How many hosts are kept idle, and their files' bytes.
+    pub fn idle(&self) -> (usize, u64) {
+        let states = states(&self.root().join("idle"));
+        (states.len(), states.iter().map(|state| state.bytes).sum())
+    }
+
+    /// Removes the states that were used least recently until those that are left have at most `most` bytes.
+    /// Returns how many bytes that frees.
+    pub fn forget_idle(&self, most: u64) -> u64 {
+        let mut left = self.idle().1;
+        let before = left;
+        for state in states(&self.root().join("idle")) {
+            if left > most && fs::remove_file(&state.path).is_ok() {
+                left = left.saturating_sub(state.bytes);
+            }
+        }
+        before - left
+    }
+}
+
+/// A host that is kept idle.
+struct State {
+    used: SystemTime,
+    bytes: u64,
+    path: PathBuf,
+}
+
+/// All of a folder, the one that was used last at the end.
+fn states(folder: &Path) -> Vec<State> {
+    let state = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let meta = entry.metadata().ok()?;
+        Some(State { used: meta.modified().ok()?, bytes: meta.len(), path: entry.path() })
+    };
+    let mut all: Vec<State> = fs::read_dir(folder).into_iter().flatten().filter_map(state).collect();
+    all.sort_by_key(|state| state.used);
+    all
+}
+
 /// Gives a whole file its name, and takes older states of the same host away.
 fn name(unnamed: &File, file: &Path) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", unnamed.as_raw_fd());
@@ -165,7 +211,7 @@ fn name(unnamed: &File, file: &Path) -> io::Result<()> {
 /// Marks a file as used.
 fn touch(file: &Path) {
     if let Ok(file) = File::open(file) {
-        let _ = file.set_modified(std::time::SystemTime::now());
+        let _ = file.set_modified(SystemTime::now());
     }
 }
 
@@ -190,6 +236,23 @@ mod tests {
         let mut rest = String::new();
         state.read_to_string(&mut rest).unwrap();
         assert_eq!((release.as_str(), rest.as_str()), ("6.1.0-x", "stream"));
+    }
+
+    #[test]
+    fn the_least_recently_used_state_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        assert_eq!((cache.idle(), cache.forget_idle(0)), ((0, 0), 0));
+        let file = |name: &str| folder.path().join("idle").join(name);
+        for (name, age) in [("old-1", 20), ("older-1", 30), ("new-1", 10)] {
+            let mut state = create(&file(name), "6.1").unwrap();
+            state.write_all(&[0; 744]).unwrap();
+            self::name(&state, &file(name)).unwrap();
+            state.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        assert_eq!(cache.idle(), (3, 3000));
+        assert_eq!(cache.forget_idle(1500), 2000);
+        assert!(file("new-1").exists() && !file("old-1").exists() && !file("older-1").exists());
     }
 
     #[test]

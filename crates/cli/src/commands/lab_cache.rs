@@ -16,7 +16,8 @@ use crate::{Format, Global, output};
 /// the kernels that were used least recently. Kernels that a user added or imported are never removed by themselves.
 #[derive(clap::Args)]
 pub struct CacheCommand {
-    /// Remove unfinished downloads, and the kernels used least recently until the limit is kept.
+    /// Remove unfinished downloads, hosts that are kept idle, and the kernels used least recently until the limit is
+    /// kept.
     #[arg(long)]
     prune: bool,
     /// Remove this kernel, by name or release.
@@ -43,6 +44,10 @@ struct CacheReport {
     limit: u64,
     /// Bytes of downloads that were interrupted.
     unfinished: u64,
+    /// Hosts that are kept idle, to be resumed.
+    idle: usize,
+    /// Their files' bytes. They may have half of the limit besides the kernels.
+    idle_bytes: u64,
     kernels: Vec<InCache>,
 }
 
@@ -63,6 +68,13 @@ impl CacheCommand {
         if self.prune {
             for gone in cache.prune(limit).map_err(failed)? {
                 anstream::eprintln!("{} is removed: {} are free again", gone.name, show_bytes(gone.bytes));
+            }
+            let freed = cache.forget_idle(0);
+            if freed > 0 {
+                anstream::eprintln!(
+                    "hosts that were kept idle are removed: {} are free again",
+                    show_bytes(freed)
+                );
             }
         }
         for problem in &known.problems {
@@ -90,7 +102,9 @@ impl CacheCommand {
             .collect();
         let bytes = kernels.iter().map(|k| k.bytes).sum();
         let unfinished = cache.unfinished();
-        let report = CacheReport { folder: cache.root().to_owned(), bytes, limit, unfinished, kernels };
+        let (idle, idle_bytes) = cache.idle();
+        let folder = cache.root().to_owned();
+        let report = CacheReport { folder, bytes, limit, unfinished, idle, idle_bytes, kernels };
         match global.format {
             Format::Json => output::json(&report)?,
             Format::Text => output::print(&table(&report))?,
@@ -117,6 +131,10 @@ fn table(report: &CacheReport) -> String {
     if report.unfinished > 0 {
         let size = show_bytes(report.unfinished);
         text += &format!("{:<28} {size:>10}  the next fetch goes on with them\n", "unfinished downloads");
+    }
+    if report.idle > 0 {
+        let (what, size) = (format!("{} idle hosts", report.idle), show_bytes(report.idle_bytes));
+        text += &format!("{what:<28} {size:>10}  resumed instead of booted; at most half of the limit\n");
     }
     let distinct: BTreeSet<&str> = report.kernels.iter().map(|k| k.name.as_str()).collect();
     text + &format!(
