@@ -155,9 +155,7 @@ impl Context<'_> {
 
     /// What is selected by an argument of this kind and no ioctl shows.
     pub(crate) fn by_argument(&self, call: Call) -> Vec<Unseen> {
-        self.selected(|name| {
-            KNOBS.iter().any(|k| k.call == call && k.sets.iter().any(|s| s.choice == name))
-        })
+        self.selected(|name| KNOBS.iter().any(|k| k.call == call && k.sets.iter().any(|s| s.choice == name)))
     }
 
     /// What can be looked at in a stage; `boot`: on the vCPU that starts.

@@ -52,9 +52,9 @@ pub(crate) fn table(shown: &Shown, offer: &Offer) -> (Vec<CpuidEntry>, bool) {
 fn is_indexed(leaf: u32, offer: &Offer) -> bool {
     match offer.cpuid.iter().find(|e| e.leaf.0 == leaf) {
         Some(entry) => entry.flags & 1 != 0,
-        None => {
-            REGISTERS.iter().any(|r| r.at.leaf == Some(leaf) && (r.at.subleaf > 0 || r.at.subleaf_last.is_some()))
-        }
+        None => REGISTERS
+            .iter()
+            .any(|r| r.at.leaf == Some(leaf) && (r.at.subleaf > 0 || r.at.subleaf_last.is_some())),
     }
 }
 

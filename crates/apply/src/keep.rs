@@ -1,7 +1,7 @@
 //! The contract that a host can keep, from what was read back.
 
 use evenkeel_catalog::CHOICES;
-use evenkeel_contract::contract::{Promise, absent_of};
+use evenkeel_contract::contract::{Promise, absent_of, is_opt_in};
 use evenkeel_contract::layout::{index_of, layout};
 use evenkeel_contract::{Contract, Coord, View};
 use evenkeel_steps::Place;
@@ -41,6 +41,23 @@ impl Applying<'_> {
         words.dedup_by_key(|w| w.at);
         let views = View::all(host, "this host");
         let view = views.iter().find(|v| v.shape == plan.contract.shape);
+        if let Some(view) = view {
+            // A host that forces a value shows it where the table has the leaf, and the guest may see it where it has
+            // not; a leaf that the host does not have itself is left out.
+            let unnamed: Vec<Coord> =
+                view.words.iter().filter(|w| !is_opt_in(w.at, w.layout)).map(|w| w.at).collect();
+            for at in unnamed {
+                if let Err(i) = words.binary_search_by_key(&at, |p| p.at) {
+                    words.insert(i, Promise { at, value: layout(index_of(at)).absent, open: 0 });
+                }
+            }
+            for p in &mut words {
+                let word = view.word_or_absent(p.at);
+                let forced = word.refuses(p.value).0;
+                p.value = p.value & !forced | word.value & forced;
+            }
+            words.retain(|p| p.value != layout(index_of(p.at)).absent);
+        }
         let refused = |facet: &str| {
             let early = plan.refusals.iter().any(|r| r.facet == facet);
             early || self.steps.iter().flat_map(|s| &s.differences).any(|d| d.facet == facet)

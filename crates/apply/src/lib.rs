@@ -19,8 +19,8 @@ mod keep;
 mod plan;
 mod registers;
 mod report;
-mod scratch;
 pub mod score;
+mod scratch;
 mod topology;
 
 pub use applying::{Applying, Halt};

@@ -169,7 +169,8 @@ impl Plan {
         };
         let views = View::all(host, "this host");
         let shape = host.offer.shapes.iter().position(|s| s.name == contract.shape);
-        let (Some(shape_index), Some(view)) = (shape, views.iter().find(|v| v.shape == contract.shape)) else {
+        let (Some(shape_index), Some(view)) = (shape, views.iter().find(|v| v.shape == contract.shape))
+        else {
             return Err(PlanError::Shape(contract.shape.clone()));
         };
         let shown = contract.resolve(view);
@@ -323,7 +324,8 @@ fn irqchip(shape: &str, setup: &Setup) -> Step {
 /// KVM_DEV_ARM_VGIC_GRP_ADDR for distributor and redistributors; then KVM_DEV_ARM_VGIC_CTRL_INIT.
 fn gic_init((distributor, redistributors): (u64, u64)) -> Step {
     let mut step = Step::new("gic-init", Stage::Gic);
-    let mut attr = |group, attr, value: &[u8]| step.set.push(Set::Attr { group, attr, value: value.to_vec() });
+    let mut attr =
+        |group, attr, value: &[u8]| step.set.push(Set::Attr { group, attr, value: value.to_vec() });
     attr(0, 2, &distributor.to_ne_bytes());
     attr(0, 3, &redistributors.to_ne_bytes());
     attr(4, 0, &[]);

@@ -172,14 +172,15 @@ pub fn score(plan: &Plan, backend: &dyn Fn() -> Box<dyn Backend>) -> Result<Scor
     };
     let mut mutations = Vec::new();
     for (facet, step, alteration) in alterations(plan) {
-        let altering =
-            Altering { inner: backend(), alteration: alteration.clone(), made: Mutex::new(false) };
+        let altering = Altering { inner: backend(), alteration: alteration.clone(), made: Mutex::new(false) };
         let report = scratch(plan, &altering)?.applying.report();
         let made = *altering.made.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new = report.differences().filter(|d| !before.contains(&d.facet)).peekable();
         let noticed = match (made, new.peek().is_some()) {
             (false, _) => continue,
-            (true, true) if new.any(|d| d.facet == facet || names_whole(&d.facet, &facet)) => Noticed::Noticed,
+            (true, true) if new.any(|d| d.facet == facet || names_whole(&d.facet, &facet)) => {
+                Noticed::Noticed
+            }
             (true, true) => Noticed::Elsewhere,
             // Everything that is read is honest and as wanted: the kernel put it right, or nothing shows it.
             (true, false) if before.contains(&facet) || is_word(&facet) => Noticed::NotAlterable,

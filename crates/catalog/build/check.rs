@@ -230,7 +230,10 @@ fn rest(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mut V
         for name in [&e.before, &e.after].into_iter().filter(|n| e.phase != "apply" && !items.contains(*n)) {
             problems.push(format!("edge {} -> {}: `{name}` is no state item", e.before, e.after));
         }
-        if e.why.is_empty() || e.sources.is_empty() || !["save", "restore", "apply"].contains(&e.phase.as_str()) {
+        if e.why.is_empty()
+            || e.sources.is_empty()
+            || !["save", "restore", "apply"].contains(&e.phase.as_str())
+        {
             problems.push(format!("edge {} -> {}: needs a why, sources, and a phase", e.before, e.after));
         }
     }

@@ -88,7 +88,8 @@ fn order(data: &Data, names: &BTreeSet<(bool, String)>, problems: &mut Vec<Strin
                 problems.push(format!("edge {before} -> {after}: `{name}` is no step"));
             }
             if stage(before) as u8 > stage(after) as u8 {
-                problems.push(format!("edge {before} -> {after}: goes back from one stage to an earlier one"));
+                problems
+                    .push(format!("edge {before} -> {after}: goes back from one stage to an earlier one"));
             }
         }
         // Kahn's algorithm: what is left when no step without a predecessor remains is a cycle.

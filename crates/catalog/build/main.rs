@@ -194,7 +194,13 @@ fn main() {
         &all.register,
     );
     emit(&mut out, "CHOICES", "Choice", "All facets that are not words, ascending by name.", &all.choice);
-    emit(&mut out, "KNOBS", "Knob", "All ioctls that select values of choices, ascending by name.", &all.knob);
+    emit(
+        &mut out,
+        "KNOBS",
+        "Knob",
+        "All ioctls that select values of choices, ascending by name.",
+        &all.knob,
+    );
     emit(
         &mut out,
         "READINGS",

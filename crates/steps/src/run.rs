@@ -162,7 +162,9 @@ fn differ(e: &Expect, got: u64, failure: Option<&Error>, setter: &str, differenc
         None if setter.is_empty() => {
             (Outcome::Altered, String::new(), "the host shows it without being asked".to_owned())
         }
-        None => (Outcome::Altered, setter.to_owned(), "it succeeded and something else is in force".to_owned()),
+        None => {
+            (Outcome::Altered, setter.to_owned(), "it succeeded and something else is in force".to_owned())
+        }
     };
     match e.facet {
         Facet::Word(at) => {

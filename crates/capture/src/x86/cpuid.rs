@@ -93,7 +93,9 @@ pub(crate) fn stored(vcpu: &Vcpu<'_>, given: &[CpuidEntry], parts: &mut Parts) {
             if let Some(asked) = whole.iter().find(|e| (e.function, e.index) == *at) {
                 let mut without = *asked;
                 clear_runtime(&mut without);
-                for (out, (asked, without)) in entry.output.iter_mut().zip(asked.output.iter().zip(without.output)) {
+                for (out, (asked, without)) in
+                    entry.output.iter_mut().zip(asked.output.iter().zip(without.output))
+                {
                     *out |= asked & !without;
                 }
             }
