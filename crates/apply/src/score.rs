@@ -275,7 +275,7 @@ fn knob_alterations(step: &Step) -> Vec<(String, &'static str, Alteration)> {
                     let ioctl = "KVM_X86_SETUP_MCE";
                     Alteration { ioctl, matches: Vec::new(), at: 0, pointed: false, mask: bits, width: 8 }
                 }
-                Set::OneRegs(regs) if regs.iter().any(|r| *r == (knob.reg, s.bits)) => {
+                Set::OneRegs(regs) if regs.contains(&(knob.reg, s.bits)) => {
                     let matches = vec![(0, knob.reg.to_le_bytes().to_vec())];
                     let ioctl = "KVM_SET_ONE_REG";
                     Alteration { ioctl, matches, at: 0, pointed: true, mask: bits, width: 8 }

@@ -31,7 +31,7 @@ impl Topology {
     /// The APIC id of a vCPU: the number of the core, then that of the thread.
     pub fn apic_id(self, index: u32) -> u32 {
         let threads = self.threads.max(1);
-        (index / threads) << bits(threads) | index % threads
+        ((index / threads) << bits(threads)) | (index % threads)
     }
 
     fn cores(self) -> u32 {
@@ -101,7 +101,7 @@ impl Topology {
         }
         if topoext {
             table.retain(|e| e.function != 0x8000_001e);
-            let output = [id, (threads - 1) << 8 | index / threads & 0xff, 0, 0];
+            let output = [id, ((threads - 1) << 8) | ((index / threads) & 0xff), 0, 0];
             table.push(CpuidEntry { function: 0x8000_001e, output, ..CpuidEntry::default() });
         }
         table.sort_by_key(|e| (e.function, e.index));
@@ -143,7 +143,7 @@ mod tests {
             assert_eq!(get(&t, 1, 0)[1], id << 24 | 6 << 16 | 0x800);
             assert_eq!(get(&t, 1, 0)[3] >> 28 & 1, 1);
             assert_eq!([get(&t, 0xb, 1)[3], get(&t, 0x1f, 0)[3], get(&t, 0x8000_001e, 0)[0]], [id; 3]);
-            assert_eq!(get(&t, 0x8000_001e, 0)[1], 1 << 8 | index / 2);
+            assert_eq!(get(&t, 0x8000_001e, 0)[1], (1 << 8) | (index / 2));
             // Three cores number two bits, two threads one.
             assert_eq!((get(&t, 0xb, 0)[0], get(&t, 0xb, 1)[0]), (1, 3));
             assert_eq!(get(&t, 0x8000_0008, 0)[2], 3 << 12 | 5);
