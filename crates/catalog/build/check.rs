@@ -12,6 +12,7 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     reaches(data, &facets, &items, problems);
     rest(data, &facets, &items, problems);
     changes(data, &facets, &items, problems);
+    crate::knobs::check(data, |f| facets.contains_key(f), problems);
     crate::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
 }
 
@@ -226,10 +227,13 @@ fn rest(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mut V
         }
     }
     for e in &data.edge {
-        for name in [&e.before, &e.after].into_iter().filter(|n| !items.contains(*n)) {
+        for name in [&e.before, &e.after].into_iter().filter(|n| e.phase != "apply" && !items.contains(*n)) {
             problems.push(format!("edge {} -> {}: `{name}` is no state item", e.before, e.after));
         }
-        if e.why.is_empty() || e.sources.is_empty() || !["save", "restore"].contains(&e.phase.as_str()) {
+        if e.why.is_empty()
+            || e.sources.is_empty()
+            || !["save", "restore", "apply"].contains(&e.phase.as_str())
+        {
             problems.push(format!("edge {} -> {}: needs a why, sources, and a phase", e.before, e.after));
         }
     }

@@ -4,6 +4,7 @@
 mod check;
 mod headers;
 mod interface;
+mod knobs;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,7 @@ mod model {
     use super::*;
     include!("../src/model.rs");
     include!("../src/interface.rs");
+    include!("../src/knobs.rs");
 }
 pub use model::*;
 
@@ -70,6 +72,9 @@ pub use model::*;
 pub struct Data {
     register: Vec<Register>,
     choice: Vec<Choice>,
+    knob: Vec<Knob>,
+    reading: Vec<Reading>,
+    duty: Vec<Duty>,
     msr: Vec<Msr>,
     reg: Vec<Reg>,
     section: Vec<Section>,
@@ -102,6 +107,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/model.rs");
     println!("cargo::rerun-if-changed=src/interface.rs");
+    println!("cargo::rerun-if-changed=src/knobs.rs");
     headers::tell();
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let mut all = Data::default();
@@ -113,6 +119,9 @@ fn main() {
             Ok(mut data) => {
                 all.register.append(&mut data.register);
                 all.choice.append(&mut data.choice);
+                all.knob.append(&mut data.knob);
+                all.reading.append(&mut data.reading);
+                all.duty.append(&mut data.duty);
                 all.msr.append(&mut data.msr);
                 all.reg.append(&mut data.reg);
                 all.section.append(&mut data.section);
@@ -155,6 +164,9 @@ fn main() {
         )
     });
     all.choice.sort_by(|a, b| a.name.cmp(&b.name));
+    all.knob.sort_by(|a, b| a.name.cmp(&b.name));
+    all.reading.sort_by(|a, b| a.choice.cmp(&b.choice));
+    all.duty.sort_by(|a, b| (&a.choice, a.value).cmp(&(&b.choice, b.value)));
     all.msr.sort_by_key(|m| m.msr);
     all.reg.sort_by_key(|r| r.id);
     all.section.sort_by_key(|s| (arch_order(s.arch), s.name.clone()));
@@ -182,6 +194,21 @@ fn main() {
         &all.register,
     );
     emit(&mut out, "CHOICES", "Choice", "All facets that are not words, ascending by name.", &all.choice);
+    emit(
+        &mut out,
+        "KNOBS",
+        "Knob",
+        "All ioctls that select values of choices, ascending by name.",
+        &all.knob,
+    );
+    emit(
+        &mut out,
+        "READINGS",
+        "Reading",
+        "How ioctls show values of choices, ascending by choice.",
+        &all.reading,
+    );
+    emit(&mut out, "DUTIES", "Duty", "What values need from a VMM, ascending by choice.", &all.duty);
     emit(&mut out, "MSRS", "Msr", "All MSRs known as items of state, ascending by number.", &all.msr);
     emit(
         &mut out,

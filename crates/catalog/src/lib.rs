@@ -27,6 +27,7 @@ macro_rules! names {
 
 include!("model.rs");
 include!("interface.rs");
+include!("knobs.rs");
 
 mod data {
     #![allow(missing_docs, clippy::unreadable_literal)]

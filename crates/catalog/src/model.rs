@@ -230,7 +230,7 @@ record! {
         pub before: Str,
         /// The later item.
         pub after: Str,
-        /// `save` or `restore`.
+        /// `save`, `restore` (both order state items), or `apply` (orders steps: knobs and [`BUILT_IN_STEPS`]).
         pub phase: Str,
         /// Why: what is lost otherwise.
         pub why: Str,

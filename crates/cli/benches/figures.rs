@@ -73,6 +73,7 @@ impl Backend for Bare {
 fn main() {
     println!("{:<52} {:>10} {:>10}   {:<10} beside, in this run", "", "least", "median", "to reach");
     capture();
+    apply();
     let surfaces = variants(1000);
     algebra(&surfaces);
     files(&surfaces);
@@ -116,6 +117,86 @@ fn capture() {
         &format!("{} of it inside the kernel, {calls} calls", show(floor.1)),
     );
     println!("{:<52} {:>10} {:>10}   {:<10}", "capture file, bytes", size, "", "65536");
+}
+
+/// Passes everything on to the kernel and adds up the time of what sets, and of all.
+#[derive(Default)]
+struct Apart {
+    live: Live,
+    setting: AtomicU64,
+    all: AtomicU64,
+}
+
+impl Backend for Apart {
+    fn open(&self, path: &str, kind: FdKind) -> Result<Handle, Refusal> {
+        self.live.open(path, kind)
+    }
+    fn call(&self, fd: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
+        let start = Instant::now();
+        let done = self.live.call(fd, request, arg);
+        let time = start.elapsed().as_nanos() as u64;
+        self.all.fetch_add(time, Ordering::Relaxed);
+        if !request.name.contains("GET") {
+            self.setting.fetch_add(time, Ordering::Relaxed);
+        }
+        done
+    }
+    fn read(&self, source: Source<'_>) -> Result<Vec<u8>, Refusal> {
+        self.live.read(source)
+    }
+    fn close(&self, fd: Handle) {
+        self.live.close(fd);
+    }
+}
+
+/// This host's own contract on a VM with one vCPU, which are made before: set, read back, compared, reported.
+fn apply() {
+    let Ok(here) = evenkeel_hosts::load("here") else {
+        println!("apply: not measured, this host cannot be captured");
+        return;
+    };
+    let Some(view) = here.views.iter().find(|v| v.shape == "kernel" || v.shape == "pmu") else { return };
+    let contract = evenkeel_contract::baseline::baseline(&[view], "here").contract;
+    let plan = match evenkeel_apply::Plan::new(&contract, &here.surface, evenkeel_apply::Setup::default()) {
+        Ok(plan) => plan,
+        Err(e) => {
+            println!("apply: not measured: {e}");
+            return;
+        }
+    };
+    let (mut whole, mut setting, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..60 {
+        let backend = Apart::default();
+        let made = evenkeel_sys::System::open(&backend).and_then(|system| system.create_vm(plan.vm_type));
+        let Ok(vm) = made else { return };
+        let reset = || {
+            backend.setting.store(0, Ordering::Relaxed);
+            backend.all.store(0, Ordering::Relaxed);
+        };
+        reset();
+        let mut applying = plan.start();
+        let start = Instant::now();
+        let _ = applying.vm(&vm);
+        let on_vm = start.elapsed();
+        let (set, every) = (backend.setting.load(Ordering::Relaxed), backend.all.load(Ordering::Relaxed));
+        let Ok(vcpu) = vm.create_vcpu(0) else { return };
+        reset();
+        let start = Instant::now();
+        let _ = applying.vcpu(&vcpu, 0);
+        whole.push(on_vm + start.elapsed());
+        setting.push(Duration::from_nanos(set + backend.setting.load(Ordering::Relaxed)));
+        all.push(Duration::from_nanos(every + backend.all.load(Ordering::Relaxed)));
+        black_box(applying.report());
+    }
+    let pick = |all: &mut Vec<Duration>| {
+        all.sort();
+        (all[0], all[all.len() / 2])
+    };
+    let (whole, setting, all) = (pick(&mut whole), pick(&mut setting), pick(&mut all));
+    let ratio = whole.1.as_secs_f64() / setting.1.as_secs_f64();
+    let beside =
+        format!("{} for what sets alone: {ratio:.1} times; {} with what reads", show(setting.1), show(all.1));
+    row("apply on a VM with one vCPU, read back and compared", whole, "3 times", &beside);
 }
 
 /// Distinct hosts, made from a bundled capture by clearing feature bits.

@@ -58,6 +58,8 @@ enum Command {
     Baseline(commands::baseline::Baseline),
     /// What would a host add to this contract that nobody named?
     Seal(commands::seal::Seal),
+    /// Applies a contract to a scratch VM on this host, and says what the kernel really did.
+    Apply(commands::apply::Apply),
     /// A code, facet, state item, capability or ledger entry, in plain words and with sources.
     Explain(commands::explain::Explain),
     /// The surface of a kernel that is not installed, on this CPU.
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         Command::Survive(c) => c.run(global),
         Command::Baseline(c) => c.run(global),
         Command::Seal(c) => c.run(global),
+        Command::Apply(c) => c.run(global),
         Command::Explain(c) => c.run(global),
         Command::Predict(c) => c.run(global),
         Command::Hosts(c) => c.run(global),

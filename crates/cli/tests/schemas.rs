@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "surface",
     "survive",
     "diff",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 13] = [
     "registers-loaded",
     "registers-matrix",
     "bisect",
+    "apply",
 ];
 
 fn folder() -> PathBuf {

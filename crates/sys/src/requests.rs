@@ -84,6 +84,8 @@ requests! {
     KVM_GET_MP_STATE = Request::ior("KVM_GET_MP_STATE", KVM, 0x98, MP_STATE);
     /// The same, set.
     KVM_SET_MP_STATE = Request::iow("KVM_SET_MP_STATE", KVM, 0x99, MP_STATE);
+    /// MCG_CAP of a vCPU, set (x86).
+    KVM_X86_SETUP_MCE = Request::iow("KVM_X86_SETUP_MCE", KVM, 0x9c, 8);
     /// The machine-check features that a vCPU can be given, as in MCG_CAP (x86).
     KVM_X86_GET_MCE_CAP_SUPPORTED = Request::ior("KVM_X86_GET_MCE_CAP_SUPPORTED", KVM, 0x9d, 8);
     /// Pending and injected events.

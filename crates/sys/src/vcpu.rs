@@ -41,6 +41,12 @@ impl<'b> Vcpu<'b> {
         Msrs(&self.0)
     }
 
+    /// KVM_X86_SETUP_MCE (x86): the vCPU's MCG_CAP.
+    pub fn setup_mce(&self, mcg_cap: u64) -> Result<(), Error> {
+        let shown = format_args!("{mcg_cap:#x}");
+        self.call(&KVM_X86_SETUP_MCE, Arg::In(&mcg_cap.to_ne_bytes()), shown).map(drop)
+    }
+
     /// KVM_GET_REG_LIST: the ids of the registers, in the kernel's order.
     pub fn reg_list(&self) -> Result<Vec<u64>, Error> {
         let bytes = self.list(&KVM_GET_REG_LIST, 8, 8, 512)?;

@@ -84,9 +84,24 @@ pub(crate) fn stored(vcpu: &Vcpu<'_>, given: &[CpuidEntry], parts: &mut Parts) {
         }
         first
     };
-    let (given, got) = (index(given), index(&got));
+    let (whole, given, got) = (given, index(given), index(&got));
     let changed = got.iter().filter(|(at, entry)| given.get(at) != Some(entry));
-    parts.offer.cpuid_stored = changed.map(|(_, entry)| document(entry)).collect();
+    parts.offer.cpuid_stored = changed
+        .map(|(at, entry)| {
+            // What follows from the state of the machine is as it was given: it says nothing about the table.
+            let mut entry = *entry;
+            if let Some(asked) = whole.iter().find(|e| (e.function, e.index) == *at) {
+                let mut without = *asked;
+                clear_runtime(&mut without);
+                for (out, (asked, without)) in
+                    entry.output.iter_mut().zip(asked.output.iter().zip(without.output))
+                {
+                    *out |= asked & !without;
+                }
+            }
+            document(&entry)
+        })
+        .collect();
     for (leaf, subleaf) in given.keys().filter(|at| !got.contains_key(at)) {
         parts.book.push(Unread {
             what: format!("cpuid-stored.{leaf:x}.{subleaf:x}"),

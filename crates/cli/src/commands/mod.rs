@@ -1,5 +1,6 @@
 //! One module a subcommand.
 
+pub mod apply;
 pub mod baseline;
 pub mod capture;
 pub mod check;

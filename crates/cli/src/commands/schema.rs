@@ -18,6 +18,8 @@ pub enum Document {
     Baseline,
     /// What `seal` prints.
     Seal,
+    /// What `apply` prints.
+    Apply,
     /// What `predict` prints.
     Predict,
     /// What `lab run`, `lab link` and `lab capture` print.
@@ -44,6 +46,7 @@ impl Document {
             Document::Check => schemars::schema_for!(model::CheckReport),
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
+            Document::Apply => schemars::schema_for!(evenkeel_apply::Report),
             Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
             Document::LabRun => schemars::schema_for!(super::lab_run::RunReport),
