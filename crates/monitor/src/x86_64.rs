@@ -55,7 +55,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Writes them: descriptors, 4 GiB mapped one to one in pages of 2 MiB (uncached where the APICs are), and 256
+    /// Writes them: descriptors, 4 GiB mapped one to one in pages of 2 MiB for ring 0 (uncached where the APICs are), and 256
     /// interrupt gates to `stubs`, `stride` bytes apart. `stack` is where a stack for faults outside ring 0 would be.
     ///
     /// # Errors
@@ -78,14 +78,14 @@ impl Tables {
             put(self.idt, 2 * vector + 1, to >> 32)?;
         }
         let pages = u64::from(self.pages);
-        put(self.pages, 0, (pages + 0x1000) | 7)?;
+        put(self.pages, 0, (pages + 0x1000) | 3)?;
         for directory in 0..4_u64 {
-            put(self.pages + 0x1000, directory as usize, (pages + 0x2000 + 0x1000 * directory) | 7)?;
+            put(self.pages + 0x1000, directory as usize, (pages + 0x2000 + 0x1000 * directory) | 3)?;
         }
         for page in 0..2048_u64 {
             let address = page << 21;
             let uncached = if address >= 0xfec0_0000 { 0x18 } else { 0 };
-            put(self.pages + 0x2000, page as usize, address | 0x87 | uncached)?;
+            put(self.pages + 0x2000, page as usize, address | 0x83 | uncached)?;
         }
         Ok(())
     }

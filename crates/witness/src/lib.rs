@@ -9,7 +9,9 @@
 pub mod abi;
 mod error;
 pub mod guests;
+pub mod observation;
 pub mod probe;
+pub mod programs;
 pub mod session;
 
 pub use error::Error;

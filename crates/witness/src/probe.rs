@@ -72,6 +72,8 @@ pub enum Outcome {
     Stopped,
     /// It needed something outside of KVM: the guest's access came to the host half.
     Exited(String),
+    /// The guest ended there, and how: the host half started it again behind it.
+    Ended(String),
     /// There is no result of this run.
     Silent,
 }

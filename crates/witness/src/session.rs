@@ -116,7 +116,6 @@ impl<'v, 'b> Session<'v, 'b> {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// Runs until the batch in memory is done; returns the accesses that came to the host, by probe.
     fn batch(&mut self, probes: &[Probe]) -> Result<Vec<Outcome>, Error> {
         let ram = self.machine_ram.clone();
         let nonce = nonce();
@@ -134,12 +133,13 @@ impl<'v, 'b> Session<'v, 'b> {
         put(abi::NONCE, nonce)?;
         put(abi::PROBES, u64::from(at_table))?;
         put(abi::RESULTS, u64::from(at_results))?;
-        let exits = self.run(probes.len())?;
+        let exits = self.run_all(probes)?;
         ram.read(at_results as usize, &mut results)?;
         let outcomes = results.chunks_exact(abi::RESULT_BYTES).enumerate().map(|(index, bytes)| {
             let index = index as u32;
             let outcome = Outcome::decode(bytes, nonce, index);
             match exits.get(&index) {
+                Some(exit) if exit.starts_with(ENDS) => Outcome::Ended(exit[ENDS.len()..].to_owned()),
                 // What came from the host half says nothing about KVM.
                 Some(exit) if outcome.registers().is_some() => Outcome::Exited(exit.clone()),
                 _ => outcome,
@@ -148,7 +148,30 @@ impl<'v, 'b> Session<'v, 'b> {
         Ok(outcomes.collect())
     }
 
-    fn run(&mut self, count: usize) -> Result<BTreeMap<u32, String>, Error> {
+    /// Runs until the batch in memory is done; returns what came to the host, by probe. A probe that ends the guest is
+    /// passed over, and the guest started again behind it, as a VMM resets a machine.
+    fn run_all(&mut self, probes: &[Probe]) -> Result<BTreeMap<u32, String>, Error> {
+        let mut exits = BTreeMap::new();
+        for _ in 0..=probes.len() {
+            let ended = match self.run(probes.len(), &mut exits) {
+                Err(Error::Monitor(MonitorError::Ended(exit))) => exit,
+                done => return done.map(|()| exits),
+            };
+            let at = self.word(self.area + abi::INDEX)?;
+            let running = self.word(self.area + abi::RUNNING)? == 1;
+            if !running || at as usize >= probes.len() {
+                eprintln!("DBG at {at} running {running} of {} {:x?}", probes.len(), probes.get((at as usize).saturating_sub(1)));
+                eprintln!("DBG {:x?}", self.vcpu().get(&evenkeel_sys::requests::KVM_GET_REGS, 144).map(|b| b.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect::<Vec<_>>()));
+                return Err(MonitorError::Ended(ended).into());
+            }
+            exits.insert(at, format!("{ENDS}{ended:?}"));
+            self.ram().write((self.area + abi::INDEX) as usize, &(at + 1).to_le_bytes())?;
+            self.start()?;
+        }
+        Err(MonitorError::Hung(self.limit).into())
+    }
+
+    fn run(&mut self, count: usize, exits: &mut BTreeMap<u32, String>) -> Result<(), Error> {
         let (ram, area) = (self.machine_ram.clone(), self.area);
         let index = || {
             let mut bytes = [0; 4];
@@ -156,7 +179,6 @@ impl<'v, 'b> Session<'v, 'b> {
             let _ = ram.read((area + abi::INDEX) as usize, &mut bytes);
             u32::from_le_bytes(bytes)
         };
-        let mut exits = BTreeMap::new();
         let mut word = 0;
         let mut gave_up = 0;
         let mut failed = None;
@@ -212,13 +234,16 @@ impl<'v, 'b> Session<'v, 'b> {
         }
         match exit {
             Exit::PortWrite { port, .. } if port == u16::from(abi::PORT) && word == u64::from(abi::DONE) => {
-                Ok(exits)
+                Ok(())
             }
             Exit::PortWrite { .. } => Err(Error::Fault { vector: word & 0xff, index: index() }),
             exit => Err(Error::Monitor(MonitorError::Ended(exit))),
         }
     }
 }
+
+/// Marks the exit of a guest that did not go on.
+const ENDS: &str = "!";
 
 /// Something that no earlier run had.
 fn nonce() -> u64 {

@@ -10,6 +10,7 @@ pub mod lab;
 pub mod lab_matrix;
 pub mod lab_run;
 pub mod matrix;
+pub mod observe;
 pub mod predict;
 pub mod schema;
 pub mod seal;

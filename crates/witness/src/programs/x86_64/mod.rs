@@ -1,0 +1,79 @@
+//! The programs for x86.
+
+pub mod bits;
+pub mod cpuid;
+pub mod msr;
+pub mod registers;
+
+use std::time::Instant;
+
+use evenkeel_monitor::{Irqchip, Machine, Shape};
+use evenkeel_surface::Arch;
+use evenkeel_sys::layout::CpuidEntry;
+use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
+use evenkeel_sys::{Deadline, System, Vcpu, Vm};
+
+use crate::observation::{Observation, Record, Volatile};
+use crate::session::{Session, load};
+use crate::{Error, abi, guests};
+
+/// What is done to a VM before it has vCPUs, and to each vCPU before it runs.
+pub struct Configure<'c> {
+    /// To the VM, after its irqchip is chosen.
+    pub vm: &'c dyn Fn(&Vm<'_>) -> Result<(), evenkeel_sys::Error>,
+    /// To a vCPU with this number.
+    pub vcpu: &'c dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
+}
+
+/// The CPUID that KVM offers, for the vCPU with this APIC id: what a VMM gives a guest that passes everything on.
+///
+/// # Errors
+/// As the kernel says.
+pub fn offered_cpuid(system: &System<'_>, id: u32) -> Result<Vec<CpuidEntry>, evenkeel_sys::Error> {
+    let mut table = system.cpuid(&KVM_GET_SUPPORTED_CPUID)?;
+    for entry in &mut table {
+        let [eax, ebx, ecx, edx] = &mut entry.output;
+        // KVM answers with the id of the CPU that ran the ioctl.
+        match entry.function {
+            1 => *ebx = *ebx & 0x00ff_ffff | id << 24,
+            0xb | 0x1f => *edx = id,
+            0x8000_001e => {
+                *eax = id;
+                *ebx &= !0xff;
+                *ecx &= !0xff;
+            }
+            _ => {}
+        }
+    }
+    Ok(table)
+}
+
+/// Looks at everything, in a machine of this shape.
+///
+/// # Errors
+/// There is no machine of this shape, or the guest does not come to its end.
+pub fn observe(
+    system: &System<'_>,
+    irqchip: Irqchip,
+    configure: &Configure<'_>,
+    volatile: Volatile,
+) -> Result<Observation, Error> {
+    let start = Instant::now();
+    let mut record = Record::default();
+    let deadline = Deadline::new();
+    let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: abi::MEMORY };
+    let machine = Machine::new(system, shape)?;
+    (configure.vm)(machine.vm())?;
+    load(machine.ram(), guests::image())?;
+    let vcpu = machine.vcpu(0)?;
+    (configure.vcpu)(&vcpu, 0)?;
+    let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
+    session.start()?;
+
+    cpuid::observe(&mut session, &mut record, "")?;
+    msr::observe(&mut session, &mut record)?;
+    registers::observe(&mut session, &mut record)?;
+
+    let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(record.finish(Arch::X86_64, irqchip.name(), Volatile { took_ms, ..volatile }))
+}
