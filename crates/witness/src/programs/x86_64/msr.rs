@@ -8,7 +8,7 @@ use evenkeel_catalog::MSRS;
 use super::bits::{self, Word};
 use crate::Error;
 use crate::observation::{Record, Saw};
-use crate::probe::{Outcome, Probe, RAX, RBX, RCX};
+use crate::probe::{Outcome, Probe, RAX, RBX, RCX, RDX};
 use crate::programs::{plain, saw};
 use crate::session::Session;
 
@@ -17,21 +17,22 @@ const RDMSR: &[u8] = &[0x0f, 0x32];
 const WRITE_BACK: &[u8] = &[0x0f, 0x32, 0x0f, 0x30, 0x0f, 0x32];
 
 /// Asked for besides those of the catalog: the neighbourhood in which KVM's and its backends' handlers have cases.
-const RANGES: [RangeInclusive<u32>; 14] = [
-    0..=0x6ff,
-    0x800..=0x8ff,
-    0xc80..=0xdff,
-    0x1200..=0x123f,
-    0x1400..=0x143f,
-    0x1500..=0x15ff,
+const RANGES: [RangeInclusive<u32>; 15] = [
+    0..=0x21f,
+    0x250..=0x2ff,
+    0x300..=0x31f,
+    0x340..=0x3ff,
+    0x400..=0x4ff,
+    0x560..=0x58f,
+    0x600..=0x6ff,
+    0xd90..=0xdaf,
     0x4000_0000..=0x4000_0120,
     0x4b56_4d00..=0x4b56_4d1f,
     0xc000_0080..=0xc000_010f,
-    0xc000_0200..=0xc000_040f,
+    0xc000_0300..=0xc000_030f,
     0xc001_0000..=0xc001_0145,
-    0xc001_0200..=0xc001_0300,
-    0xc001_1000..=0xc001_10ff,
-    0xc000_2000..=0xc000_2140,
+    0xc001_0200..=0xc001_0220,
+    0xc001_1000..=0xc001_1040,
 ];
 
 /// Not written, not even with their own value: a write does something (microcode, IPIs, a reset or a crash of the
@@ -50,9 +51,8 @@ fn runs(msr: u32) -> bool {
 
 /// Words whose bits are tried one by one.
 const BITS: &[u32] = &[
-    0x3a, 0x48, 0x8b, 0x122, 0x140, 0x174, 0x175, 0x176, 0x1a0, 0x1d9, 0x277, 0x2ff, 0x38f, 0x6a0, 0x6a2, 0xda0,
-    0x1c4, 0xc000_0080, 0xc000_0082, 0xc000_0102, 0xc000_0103, 0xc000_0104, 0xc000_0301, 0xc001_0010, 0xc001_0015,
-    0xc001_0114, 0xc001_0117, 0xc001_1029,
+    0x48, 0x122, 0x140, 0x175, 0x1a0, 0x1d9, 0x38f, 0x6a2, 0xda0, 0xc000_0080, 0xc000_0301, 0xc001_0015, 0xc001_0114,
+    0xc001_1029,
 ];
 
 fn read(msr: u32) -> Probe {
@@ -64,13 +64,24 @@ pub fn write(msr: u32, value: u64) -> Probe {
     Probe::new(&[0x0f, 0x30])
         .with(RCX, u64::from(msr))
         .with(RAX, value & 0xffff_ffff)
-        .with(super::super::super::probe::RDX, value >> 32)
+        .with(RDX, value >> 32)
 }
 
 /// All MSRs that are asked for.
 pub fn asked() -> BTreeSet<u32> {
     let catalogued = MSRS.iter().flat_map(|m| m.msr..=m.last.unwrap_or(m.msr));
-    catalogued.chain(RANGES.into_iter().flatten()).collect()
+    // The APIC's are looked at in x2APIC mode.
+    catalogued.chain(RANGES.into_iter().flatten()).filter(|msr| !(0x800..0x900).contains(msr)).collect()
+}
+
+/// Reads again, elsewhere or later, what could be read.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn read_again(session: &mut Session<'_, '_>, record: &mut Record, suffix: &str) -> Result<(), Error> {
+    let mut asked = asked();
+    asked.retain(|msr| record.number(&format!("msr.{msr:x}")).is_some());
+    read_these(session, record, asked, suffix).map(drop)
 }
 
 /// Reads all of them.
@@ -80,9 +91,16 @@ pub fn asked() -> BTreeSet<u32> {
 pub fn read_all(
     session: &mut Session<'_, '_>,
     record: &mut Record,
+) -> Result<Vec<(u32, Outcome)>, Error> {
+    read_these(session, record, asked(), "")
+}
+
+fn read_these(
+    session: &mut Session<'_, '_>,
+    record: &mut Record,
+    asked: BTreeSet<u32>,
     suffix: &str,
 ) -> Result<Vec<(u32, Outcome)>, Error> {
-    let asked = asked();
     let probes: Vec<Probe> = asked.iter().map(|msr| read(*msr)).collect();
     record.probes += probes.len() as u64;
     let outcomes: Vec<(u32, Outcome)> = asked.into_iter().zip(session.ask(&probes)?).collect();
@@ -99,7 +117,7 @@ pub fn read_all(
 /// # Errors
 /// As [`Session::ask`].
 pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let outcomes = read_all(session, record, "")?;
+    let outcomes = read_all(session, record)?;
     // Those that cannot be read may be write-only: the catalogued ones are tried with 0.
     let mut asked = Vec::new();
     for (msr, outcome) in outcomes.iter().filter(|(msr, _)| !touchy(*msr)) {
