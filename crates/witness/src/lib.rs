@@ -7,6 +7,7 @@
 //! them; the [`programs`] know what to ask.
 
 pub mod abi;
+pub mod compare;
 mod error;
 pub mod guests;
 pub mod observation;
