@@ -17,6 +17,9 @@ pub enum Error {
         /// The probe that was next, as the guest's memory says.
         index: u32,
     },
+    /// The guest's own code is not what it was: nothing that it says counts.
+    #[error("the guest's code was changed while it ran, at offset {0:#x}")]
+    Changed(usize),
 }
 
 impl From<evenkeel_sys::Error> for Error {

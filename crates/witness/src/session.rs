@@ -37,6 +37,8 @@ pub struct Session<'v, 'b> {
     /// How long a batch may take.
     pub limit: Duration,
     area: u32,
+    /// The guest's code, as it was at the beginning.
+    image: Vec<u8>,
     /// Vectors that were ended and told to us (KVM_EXIT_IOAPIC_EOI), since the last look.
     pub ended: Vec<u8>,
 }
@@ -55,7 +57,10 @@ impl<'v, 'b> Session<'v, 'b> {
         let runner = vcpu.runner(machine.system()).map_err(MonitorError::from)?;
         let area = abi::AREA + number.min(1) * abi::AREA_BYTES;
         let limit = Duration::from_secs(20);
-        Ok(Session { machine_ram: machine.ram().clone(), runner, deadline, limit, area, ended: Vec::new() })
+        let machine_ram = machine.ram().clone();
+        let mut image = vec![0; abi::CODE_BYTES];
+        machine_ram.read(abi::CODE as usize, &mut image)?;
+        Ok(Session { machine_ram, runner, deadline, limit, area, image, ended: Vec::new() })
     }
 
     /// Puts the vCPU at the guest's beginning, in 64-bit mode: what a VMM does at power-on and at a reset.
@@ -135,6 +140,12 @@ impl<'v, 'b> Session<'v, 'b> {
         put(abi::RESULTS, u64::from(at_results))?;
         let exits = self.run_all(probes)?;
         ram.read(at_results as usize, &mut results)?;
+        // A probe that wrote over the guest makes it tell anything.
+        let mut image = vec![0; self.image.len()];
+        ram.read(abi::CODE as usize, &mut image)?;
+        if let Some(at) = image.iter().zip(&self.image).position(|(now, then)| now != then) {
+            return Err(Error::Changed(at));
+        }
         let outcomes = results.chunks_exact(abi::RESULT_BYTES).enumerate().map(|(index, bytes)| {
             let index = index as u32;
             let outcome = Outcome::decode(bytes, nonce, index);

@@ -8,13 +8,11 @@ use evenkeel_catalog::MSRS;
 use super::bits::{self, Word};
 use crate::Error;
 use crate::observation::{Record, Saw};
-use crate::probe::{Outcome, Probe, RAX, RBX, RCX, RDX};
+use crate::probe::{Outcome, Probe, RAX, RBX, RCX, RDI, RDX, RSI};
 use crate::programs::{plain, saw};
 use crate::session::Session;
 
 const RDMSR: &[u8] = &[0x0f, 0x32];
-/// RDMSR; WRMSR; RDMSR.
-const WRITE_BACK: &[u8] = &[0x0f, 0x32, 0x0f, 0x30, 0x0f, 0x32];
 
 /// Asked for besides those of the catalog: the neighbourhood in which KVM's and its backends' handlers have cases.
 const RANGES: [RangeInclusive<u32>; 15] = [
@@ -121,8 +119,8 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     // Those that cannot be read may be write-only: the catalogued ones are tried with 0.
     let mut asked = Vec::new();
     for (msr, outcome) in outcomes.iter().filter(|(msr, _)| !touchy(*msr)) {
-        if outcome.registers().is_some() {
-            asked.push((*msr, Probe::new(WRITE_BACK).with(RCX, u64::from(*msr))));
+        if let Some(value) = outcome.edx_eax() {
+            asked.push((*msr, write(*msr, value)));
         } else if evenkeel_catalog::msr(*msr).is_some() {
             asked.push((*msr, write(*msr, 0)));
         }
@@ -134,36 +132,31 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
             record.saw(format!("msr.{msr:x}.write"), saw);
         }
     }
-    let readable =
-        |msr: &u32| outcomes.iter().any(|(other, outcome)| other == msr && outcome.registers().is_some());
-    let words: Vec<Word> =
-        BITS.iter().filter(|m| readable(m)).map(|m| Word { name: format!("msr.{m:x}"), flip: flip(*m), bits: 64 }).collect();
+    let value = |msr: u32| outcomes.iter().find(|(other, _)| *other == msr)?.1.edx_eax();
+    let word = |msr: &u32| Some(Word { name: format!("msr.{msr:x}"), flip: flip(*msr, value(*msr)?), bits: 64 });
+    let words: Vec<Word> = BITS.iter().filter_map(word).collect();
     bits::observe(session, record, &words)
 }
 
-/// Flips the bits of EBX and RBX's upper half, reads back, restores: EDX:EAX after, EDI:ESI before.
-fn flip(msr: u32) -> Probe {
-    Probe::new(&[
-        0x0f, 0x32, // rdmsr
-        0x89, 0xc6, // mov esi, eax
-        0x89, 0xd7, // mov edi, edx
-        0x31, 0xd8, // xor eax, ebx
-        0x48, 0xc1, 0xeb, 0x20, // shr rbx, 32
-        0x31, 0xda, // xor edx, ebx
+/// Flips bits of an MSR that holds `value`: each access costs an exit, so it is not read again.
+fn flip(msr: u32, value: u64) -> bits::Flip {
+    let code = Probe::new(&[
         0x0f, 0x30, // wrmsr
         0x0f, 0x32, // rdmsr
-        0x89, 0xc3, // mov ebx, eax
-        0x41, 0x89, 0xd0, // mov r8d, edx
-        0x89, 0xf0, // mov eax, esi
-        0x89, 0xfa, // mov edx, edi
-        0x0f, 0x30, // wrmsr
-        0x89, 0xd8, // mov eax, ebx
-        0x44, 0x89, 0xc2, // mov edx, r8d
         0x48, 0xc1, 0xe2, 0x20, // shl rdx, 32
         0x48, 0x09, 0xd0, // or rax, rdx
-        0x48, 0xc1, 0xe7, 0x20, // shl rdi, 32
-        0x48, 0x09, 0xfe, // or rsi, rdi
+        0x49, 0x89, 0xc0, // mov r8, rax
+        0x89, 0xd8, // mov eax, ebx
+        0x89, 0xfa, // mov edx, edi
+        0x0f, 0x30, // wrmsr
+        0x4c, 0x89, 0xc0, // mov rax, r8
     ])
     .with(RCX, u64::from(msr))
-    .with(RBX, 0)
+    .with(RSI, value)
+    .with(RBX, value & 0xffff_ffff)
+    .with(RDI, value >> 32);
+    Box::new(move |bits| {
+        let new = value ^ bits;
+        code.clone().with(RAX, new & 0xffff_ffff).with(RDX, new >> 32)
+    })
 }

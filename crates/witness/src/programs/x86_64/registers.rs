@@ -67,7 +67,7 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     }
     let words: Vec<Word> = plain
         .iter()
-        .map(|(name, op, r)| Word { name: (*name).to_owned(), flip: code(flip(*op, *r & 7), *r), bits: 64 })
+        .map(|(name, op, r)| Word { name: (*name).to_owned(), flip: bits::by_rbx(code(flip(*op, *r & 7), *r)), bits: 64 })
         // A debug register that the guest watches changes what follows: GD is in bit 13.
         .map(|w| if w.name == "dr7" { Word { bits: 13, ..w } } else { w })
         .collect();
@@ -123,7 +123,7 @@ fn xcr0(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error>
         0x48, 0xc1, 0xe7, 0x20, // shl rdi, 32
         0x48, 0x09, 0xfe, // or rsi, rdi
     ]);
-    bits::observe(session, record, &[Word { name: "xcr0".to_owned(), flip, bits: 64 }])?;
+    bits::observe(session, record, &[Word { name: "xcr0".to_owned(), flip: bits::by_rbx(flip), bits: 64 }])?;
     // Some components are only taken together: all that CPUID offers.
     let offered = record.number("cpuid.d.0.eax").unwrap_or_default();
     let outcome = session.one(set_xcr0(offered))?;
