@@ -5,8 +5,19 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 11] =
-    ["surface", "observation", "observation-diff", "survive", "diff", "check", "baseline", "seal", "predict", "matrix", "lab-run"];
+const DOCUMENTS: [&str; 11] = [
+    "surface",
+    "observation",
+    "observation-diff",
+    "survive",
+    "diff",
+    "check",
+    "baseline",
+    "seal",
+    "predict",
+    "matrix",
+    "lab-run",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")

@@ -61,7 +61,8 @@ impl Tables {
     /// # Errors
     /// They are not within the memory.
     pub fn write(&self, ram: &Ram, stubs: u32, stride: u32, stack: u64) -> Result<(), Outside> {
-        let put = |at: u32, index: usize, value: u64| ram.write(at as usize + 8 * index, &value.to_le_bytes());
+        let put =
+            |at: u32, index: usize, value: u64| ram.write(at as usize + 8 * index, &value.to_le_bytes());
         // Accessed code and data, and a busy TSS of 104 bytes.
         put(self.gdt, 1, 0x00af_9b00_0000_ffff)?;
         put(self.gdt, 2, 0x00cf_9300_0000_ffff)?;

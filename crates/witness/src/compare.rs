@@ -58,6 +58,7 @@ const BEHIND: &[(&str, &str)] = &[
     ("apic.suppress-eoi", "x86.x2apic.suppress-eoi-broadcast"),
     ("msr.c0010015", "x86.amd.hwcr-tsc-freq-sel"),
     ("msr.c0010015", "x86.amd.hwcr-cpuid-user-dis"),
+    ("msr.c0010015", "cpuid.80000021.0.eax.gp-on-user-cpuid"),
     ("msr.c0011029", "x86.amd.de-cfg-write"),
     ("msr.1d9", "x86.amd.debugctl-btf"),
     ("msr.1d9", "x86.amd.debugctl-reserved"),

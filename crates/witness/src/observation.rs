@@ -106,8 +106,8 @@ pub struct Phase {
 }
 
 const EXCEPTIONS: [&str; 22] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "", "#MF",
-    "#AC", "#MC", "#XM", "#VE", "#CP",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "",
+    "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
 ];
 
 impl fmt::Display for Saw {
@@ -234,7 +234,8 @@ fn fold(list: Vec<Seen>) -> Vec<Seen> {
     let (mut numbered, mut folded): (Vec<Seen>, Vec<Seen>) =
         list.into_iter().partition(|s| number(&s.name).is_some() && !matches!(s.saw, Saw::Value(_)));
     numbered.sort_by(|a, b| {
-        let key = |s: &Seen| number(&s.name).map(|(k, first, _, tail)| (k.to_owned(), tail.to_owned(), first));
+        let key =
+            |s: &Seen| number(&s.name).map(|(k, first, _, tail)| (k.to_owned(), tail.to_owned(), first));
         key(a).cmp(&key(b))
     });
     let mut runs: Vec<Seen> = Vec::new();

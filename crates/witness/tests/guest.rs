@@ -86,9 +86,8 @@ fn kvm_a_result_without_this_runs_nonce_is_none() {
 fn kvm_a_guest_that_writes_over_its_tables_is_not_believed() {
     with(Irqchip::Kernel, |session| {
         // mov qword ptr [rsi], rax
-        let poke = |at: u32, value: u64| {
-            Probe::new(&[0x48, 0x89, 0x06]).with(RSI, u64::from(at)).with(RAX, value)
-        };
+        let poke =
+            |at: u32, value: u64| Probe::new(&[0x48, 0x89, 0x06]).with(RSI, u64::from(at)).with(RAX, value);
         let nop = Probe::new(&[0x90]);
         // The next probe's index becomes huge: no more probes are done, and what was not done has no result.
         let outcomes = session.ask(&[poke(abi::AREA, 0xffff_fff0), nop.clone(), nop.clone()]).unwrap();

@@ -86,9 +86,11 @@ fn text(compared: &Comparison, all: bool) -> String {
         compared.undetermined.len()
     );
     let (known, unknown): (Vec<_>, Vec<_>) = compared.differences.iter().partition(|d| d.cause.is_some());
-    for (head, list) in
-        [("With an entry in the ledger", known), ("Without one", unknown), ("Undetermined", compared.undetermined.iter().collect())]
-    {
+    for (head, list) in [
+        ("With an entry in the ledger", known),
+        ("Without one", unknown),
+        ("Undetermined", compared.undetermined.iter().collect()),
+    ] {
         if list.is_empty() {
             continue;
         }
@@ -96,7 +98,11 @@ fn text(compared: &Comparison, all: bool) -> String {
         let most = if all { usize::MAX } else { 60 };
         for d in list.iter().take(most) {
             let cause = d.cause.as_ref().map_or(String::new(), |id| format!("  [{id}: {}]", d.cause_title));
-            let title = if d.title.is_empty() || d.cause.is_some() { String::new() } else { format!("  ({})", d.title) };
+            let title = if d.title.is_empty() || d.cause.is_some() {
+                String::new()
+            } else {
+                format!("  ({})", d.title)
+            };
             let _ = writeln!(w, "  {}: {} → {}{cause}{title}", d.name, d.before, d.after);
         }
         if list.len() > most {
@@ -134,7 +140,10 @@ fn summary(seen: &Observation, all: bool) -> String {
         let _ = writeln!(w, "  {}: {} ({})", choice.name, value.name, value.means);
     }
     let count = |prefix: &str, test: &dyn Fn(&Saw) -> bool| {
-        values.iter().filter(|(name, saw)| name.starts_with(prefix) && !name.contains('@') && test(saw)).count()
+        values
+            .iter()
+            .filter(|(name, saw)| name.starts_with(prefix) && !name.contains('@') && test(saw))
+            .count()
     };
     let value = |saw: &Saw| matches!(saw, Saw::Value(_));
     let fault = |saw: &Saw| matches!(saw, Saw::Fault { .. });
@@ -160,8 +169,9 @@ fn summary(seen: &Observation, all: bool) -> String {
     w
 }
 
+/// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "x86_64")]
-fn here(shape: &str) -> Result<Observation, Failure> {
+pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::programs::x86_64::{Configure, observe, offered_cpuid};
@@ -178,15 +188,14 @@ fn here(shape: &str) -> Result<Observation, Failure> {
         kernel: release,
         ..observation::Volatile::default()
     };
-    let configure = Configure {
-        vm: &|_| Ok(()),
-        vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?),
-    };
+    let configure =
+        Configure { vm: &|_| Ok(()), vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?) };
     let irqchip = Irqchip::by_name(shape).unwrap_or_default();
     observe(&system, irqchip, &configure, volatile).map_err(|e| cannot(&e))
 }
 
+/// There is no witness yet.
 #[cfg(not(target_arch = "x86_64"))]
-fn here(_: &str) -> Result<Observation, Failure> {
+pub fn here(_: &str) -> Result<Observation, Failure> {
     Err(Failure { exit: 3, ..Failure::bad("there is no witness for this architecture", "") })
 }

@@ -77,7 +77,9 @@ fn writable(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Er
         [0x20, 0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
     // xchg does both: mov ebx, [rsi]; mov [rsi], eax; mov ecx, [rsi]; mov [rsi], ebx
     let all = |at: u64| {
-        Probe::new(&[0x8b, 0x1e, 0x89, 0x06, 0x8b, 0x0e, 0x89, 0x1e]).with(RSI, BASE + at).with(RAX, 0xffff_ffff)
+        Probe::new(&[0x8b, 0x1e, 0x89, 0x06, 0x8b, 0x0e, 0x89, 0x1e])
+            .with(RSI, BASE + at)
+            .with(RAX, 0xffff_ffff)
     };
     let probes: Vec<Probe> = registers.iter().map(|at| all(*at)).collect();
     record.probes += probes.len() as u64;
@@ -132,7 +134,11 @@ fn extended(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Er
     for (msr, outcome) in (0x800..0x900_u32).zip(session.ask(&probes)?) {
         let Some(saw) = saw(&outcome, |_| outcome.edx_eax().unwrap_or_default()) else { continue };
         let name = format!("x2apic.{msr:x}");
-        if msr == 0x839 && matches!(saw, Saw::Value(_)) { record.runs(name, saw) } else { record.saw(name, saw) }
+        if msr == 0x839 && matches!(saw, Saw::Value(_)) {
+            record.runs(name, saw)
+        } else {
+            record.saw(name, saw)
+        }
     }
     // Nobody has the APIC id 0x55, so nobody gets these. Bits 31 to 20, 17, 16 and 13 of the ICR are reserved.
     let asked = [

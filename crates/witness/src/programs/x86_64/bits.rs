@@ -17,6 +17,8 @@ pub struct Word {
     pub flip: Flip,
     /// How many bits it has.
     pub bits: u32,
+    /// Where in the code it is restored: a fault from there on says that the change itself was taken.
+    pub restore: u64,
 }
 
 /// Code that takes the bits from RBX.
@@ -24,27 +26,26 @@ pub fn by_rbx(probe: Probe) -> Flip {
     Box::new(move |bits| probe.clone().with(RBX, bits))
 }
 
-/// Tries all bits of these words: `NAME.writable`, `NAME.faults` for bits that raise an exception, and `NAME.ends` for
-/// those that KVM cannot do or that end the guest.
+/// Tries all bits of these words: `NAME.writable`, `NAME.faults` for bits that raise an exception, `NAME.sticks` for
+/// those that are taken and cannot be taken back, and `NAME.ends` for those that KVM cannot do or that end the guest.
 ///
 /// # Errors
 /// As [`Session::ask`].
 pub fn observe(session: &mut Session<'_, '_>, record: &mut Record, words: &[Word]) -> Result<(), Error> {
-    let probes: Vec<Probe> = words
-        .iter()
-        .flat_map(|word| (0..word.bits).map(|bit| (word.flip)(1 << bit)))
-        .collect();
+    let probes: Vec<Probe> =
+        words.iter().flat_map(|word| (0..word.bits).map(|bit| (word.flip)(1 << bit))).collect();
     record.probes += probes.len() as u64;
     let outcomes = session.ask(&probes)?;
     let mut outcomes = outcomes.iter();
     for word in words {
-        let (mut writable, mut faults, mut ends, mut other) = (0, 0, 0_u64, None);
+        let (mut writable, mut faults, mut sticks, mut ends, mut other) = (0, 0, 0, 0_u64, None);
         for bit in 0..word.bits {
             let Some(outcome) = outcomes.next() else { break };
             match outcome {
                 Outcome::Returned { registers, .. } => {
                     writable |= (registers[RAX] ^ registers[RSI]) & 1 << bit;
                 }
+                Outcome::Faulted { offset, .. } if *offset >= word.restore => sticks |= 1 << bit,
                 Outcome::Faulted { .. } => faults |= 1 << bit,
                 outcome => {
                     ends |= 1 << bit;
@@ -58,8 +59,10 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record, words: &[Word
             _ => {
                 record.value(format!("{}.writable", word.name), writable);
                 record.value(format!("{}.faults", word.name), faults);
-                if ends != 0 {
-                    record.value(format!("{}.ends", word.name), ends);
+                for (what, mask) in [("sticks", sticks), ("ends", ends)] {
+                    if mask != 0 {
+                        record.value(format!("{}.{what}", word.name), mask);
+                    }
                 }
             }
         }

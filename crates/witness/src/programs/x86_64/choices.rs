@@ -42,8 +42,7 @@ fn vendor(record: &Record) -> String {
 }
 
 fn applies(guard: &Applies, record: &Record, shape: &str) -> bool {
-    let field =
-        |name: &&&str| field_of(name, |at| record.number(&at.to_string()).unwrap_or_default()) != 0;
+    let field = |name: &&&str| field_of(name, |at| record.number(&at.to_string()).unwrap_or_default()) != 0;
     (guard.vendors.is_empty() || guard.vendors.contains(&vendor(record).as_str()))
         && (guard.shapes.is_empty() || guard.shapes.contains(&shape))
         && (guard.any_of.is_empty() || guard.any_of.iter().any(|name| field(&name)))

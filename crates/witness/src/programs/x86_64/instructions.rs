@@ -138,7 +138,10 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
 /// SYSCALL and SYSENTER go elsewhere when they are executed: the one to the fault's stub, as LSTAR has no value that the
 /// guest gave it. They are tried only where they fault.
 fn leaves(name: &str) -> bool {
-    matches!(name, "syscall" | "sysenter" | "skinit" | "getsec" | "rsm" | "vmrun" | "wrmsrns" | "rdmsrlist" | "invd")
+    matches!(
+        name,
+        "syscall" | "sysenter" | "skinit" | "getsec" | "rsm" | "vmrun" | "wrmsrns" | "rdmsrlist" | "invd"
+    )
 }
 
 /// LZCNT and TZCNT are never #UD: without the feature they are BSR and BSF, whose result for 1 << 40 is another one.

@@ -49,7 +49,19 @@ fn runs(msr: u32) -> bool {
 
 /// Words whose bits are tried one by one.
 const BITS: &[u32] = &[
-    0x48, 0x122, 0x140, 0x175, 0x1a0, 0x1d9, 0x38f, 0x6a2, 0xda0, 0xc000_0080, 0xc000_0301, 0xc001_0015, 0xc001_0114,
+    0x48,
+    0x122,
+    0x140,
+    0x175,
+    0x1a0,
+    0x1d9,
+    0x38f,
+    0x6a2,
+    0xda0,
+    0xc000_0080,
+    0xc000_0301,
+    0xc001_0015,
+    0xc001_0114,
     0xc001_1029,
 ];
 
@@ -59,10 +71,7 @@ fn read(msr: u32) -> Probe {
 
 /// A write of this value.
 pub fn write(msr: u32, value: u64) -> Probe {
-    Probe::new(&[0x0f, 0x30])
-        .with(RCX, u64::from(msr))
-        .with(RAX, value & 0xffff_ffff)
-        .with(RDX, value >> 32)
+    Probe::new(&[0x0f, 0x30]).with(RCX, u64::from(msr)).with(RAX, value & 0xffff_ffff).with(RDX, value >> 32)
 }
 
 /// All MSRs that are asked for.
@@ -86,10 +95,7 @@ pub fn read_again(session: &mut Session<'_, '_>, record: &mut Record, suffix: &s
 ///
 /// # Errors
 /// As [`Session::ask`].
-pub fn read_all(
-    session: &mut Session<'_, '_>,
-    record: &mut Record,
-) -> Result<Vec<(u32, Outcome)>, Error> {
+pub fn read_all(session: &mut Session<'_, '_>, record: &mut Record) -> Result<Vec<(u32, Outcome)>, Error> {
     read_these(session, record, asked(), "")
 }
 
@@ -105,7 +111,11 @@ fn read_these(
     for (msr, outcome) in &outcomes {
         let Some(saw) = saw(outcome, |_| outcome.edx_eax().unwrap_or_default()) else { continue };
         let name = format!("msr.{msr:x}{suffix}");
-        if runs(*msr) && matches!(saw, Saw::Value(_)) { record.runs(name, saw) } else { record.saw(name, saw) }
+        if runs(*msr) && matches!(saw, Saw::Value(_)) {
+            record.runs(name, saw)
+        } else {
+            record.saw(name, saw)
+        }
     }
     Ok(outcomes)
 }
@@ -133,10 +143,20 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
         }
     }
     let value = |msr: u32| outcomes.iter().find(|(other, _)| *other == msr)?.1.edx_eax();
-    let word = |msr: &u32| Some(Word { name: format!("msr.{msr:x}"), flip: flip(*msr, value(*msr)?), bits: 64 });
+    let word = |msr: &u32| {
+        Some(Word {
+            name: format!("msr.{msr:x}"),
+            flip: flip(*msr, value(*msr)?),
+            bits: 64,
+            restore: RESTORE,
+        })
+    };
     let words: Vec<Word> = BITS.iter().filter_map(word).collect();
     bits::observe(session, record, &words)
 }
+
+/// Where in that code the second WRMSR is.
+const RESTORE: u64 = 18;
 
 /// Flips bits of an MSR that holds `value`: each access costs an exit, so it is not read again.
 fn flip(msr: u32, value: u64) -> bits::Flip {

@@ -59,7 +59,8 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
 
 fn ioapic(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
     // mov [rsi], eax; mov eax, [rsi + 16]
-    let read = |index: u8| Probe::new(&[0x89, 0x06, 0x8b, 0x46, 0x10]).with(RSI, IOAPIC).with(RAX, index.into());
+    let read =
+        |index: u8| Probe::new(&[0x89, 0x06, 0x8b, 0x46, 0x10]).with(RSI, IOAPIC).with(RAX, index.into());
     let indices: Vec<u8> = (0..=3).chain(0x10..0x40).collect();
     let probes: Vec<Probe> = indices.iter().map(|index| read(*index)).collect();
     record.probes += probes.len() as u64;

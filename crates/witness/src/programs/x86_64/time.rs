@@ -59,7 +59,8 @@ fn clock(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error
 }
 
 fn steal(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let probes = [write(MSR_STEAL, u64::from(STEAL | 1)), Probe::new(&[0x90]), read(MSR_STEAL), write(MSR_STEAL, 0)];
+    let probes =
+        [write(MSR_STEAL, u64::from(STEAL | 1)), Probe::new(&[0x90]), read(MSR_STEAL), write(MSR_STEAL, 0)];
     let outcomes = session.ask(&probes)?;
     record.probes += 4;
     if let Some(saw) = plain(&outcomes[0]) {

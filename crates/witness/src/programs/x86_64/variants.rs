@@ -71,16 +71,19 @@ pub fn suppress_eoi(system: &System<'_>, record: &mut Record) -> Result<(), Erro
         let done = guest(system, Irqchip::Split, enable, &table, |machine, session| {
             apic::eoi(machine, session, record, suffix)
         });
-        refused(done, record, &format!("apic.suppress-eoi{suffix}"))?;
+        let names = ["claimed", "settable", "level-interrupt", "broadcast"];
+        refused(done, record, &names.map(|name| format!("apic.suppress-eoi.{name}{suffix}")))?;
     }
     Ok(())
 }
 
 /// A refusal of the kernel is no failure, but the reason why something is not asked.
-fn refused(done: Result<(), Error>, record: &mut Record, name: &str) -> Result<(), Error> {
+fn refused(done: Result<(), Error>, record: &mut Record, names: &[String]) -> Result<(), Error> {
     match done {
         Err(Error::Monitor(evenkeel_monitor::Error::Call(e))) => {
-            record.unasked(name, e.to_string());
+            for name in names {
+                record.unasked(name.clone(), e.to_string());
+            }
             Ok(())
         }
         other => other,
@@ -96,7 +99,9 @@ pub fn hidden(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Res
     for entry in table.iter_mut().filter(|e| e.function == 0x4000_0001) {
         entry.output = [0; 4];
     }
-    for (enable, suffix) in [(Enable::Nothing, "@pv-hidden"), (Enable::Vcpu(CAP_ENFORCE_PV_FEATURE_CPUID, 1), "@pv-enforced")] {
+    for (enable, suffix) in
+        [(Enable::Nothing, "@pv-hidden"), (Enable::Vcpu(CAP_ENFORCE_PV_FEATURE_CPUID, 1), "@pv-enforced")]
+    {
         let done = guest(system, irqchip, enable, &table, |_, session| {
             let probes: Vec<Probe> =
                 PV_MSRS.iter().map(|msr| Probe::new(&[0x0f, 0x32]).with(RCX, u64::from(*msr))).collect();
@@ -108,7 +113,7 @@ pub fn hidden(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Res
             }
             Ok(())
         });
-        refused(done, record, &format!("msr.4b564d00{suffix}"))?;
+        refused(done, record, &PV_MSRS.map(|msr| format!("msr.{msr:x}{suffix}")))?;
     }
     Ok(())
 }
@@ -134,9 +139,10 @@ pub fn xen(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Result
         let probes = [0, 1, 2, 0, 1, 2].map(|subleaf| cpuid::probe(0x4000_0003, subleaf));
         record.probes += probes.len() as u64;
         let outcomes = session.ask(&probes)?;
-        let filled = outcomes[3..].iter().filter_map(|o| o.registers()).any(|r| r[..4].iter().any(|w| *w != 0));
+        let filled =
+            outcomes[3..].iter().filter_map(|o| o.registers()).any(|r| r[..4].iter().any(|w| *w != 0));
         record.value("xen.tsc-leaf.filled", u64::from(filled));
         Ok(())
     });
-    refused(done, record, "xen.tsc-leaf.filled")
+    refused(done, record, &["xen.tsc-leaf.filled".to_owned()])
 }
