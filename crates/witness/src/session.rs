@@ -169,7 +169,7 @@ impl<'v, 'b> Session<'v, 'b> {
                 Err(Error::Monitor(MonitorError::Ended(exit))) => {
                     (format!("{exit:?}"), MonitorError::Ended(exit))
                 }
-                Err(Error::Monitor(MonitorError::Hung(limit))) if hung < MOST_HUNG => {
+                Err(Error::Monitor(MonitorError::Hung(limit))) => {
                     hung += 1;
                     (format!("no end within {limit:?}"), MonitorError::Hung(limit))
                 }
@@ -177,8 +177,10 @@ impl<'v, 'b> Session<'v, 'b> {
             };
             let at = self.word(self.area + abi::INDEX)?;
             let running = self.word(self.area + abi::RUNNING)? == 1;
-            if !running || at as usize >= probes.len() {
-                return Err(error.into());
+            if !running || at as usize >= probes.len() || hung > MOST_HUNG {
+                let code = probes.get(at as usize).or(probes.last()).map(|p| p.code.clone());
+                let (of, code) = (probes.len(), code.unwrap_or_default());
+                return Err(Error::Lost { index: at, of, code, why: error });
             }
             exits.insert(at, format!("{ENDS}{how}"));
             self.ram().write((self.area + abi::INDEX) as usize, &(at + 1).to_le_bytes())?;

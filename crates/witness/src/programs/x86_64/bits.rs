@@ -19,6 +19,16 @@ pub struct Word {
     pub bits: u32,
     /// Where in the code it is restored: a fault from there on says that the change itself was taken.
     pub restore: u64,
+    /// Bits that are left alone.
+    pub but: u64,
+}
+
+impl Word {
+    /// The bits that are tried.
+    fn tried(&self) -> impl Iterator<Item = u32> {
+        let but = self.but;
+        (0..self.bits).filter(move |bit| but >> bit & 1 == 0)
+    }
 }
 
 /// Code that takes the bits from RBX.
@@ -33,13 +43,13 @@ pub fn by_rbx(probe: Probe) -> Flip {
 /// As [`Session::ask`].
 pub fn observe(session: &mut Session<'_, '_>, record: &mut Record, words: &[Word]) -> Result<(), Error> {
     let probes: Vec<Probe> =
-        words.iter().flat_map(|word| (0..word.bits).map(|bit| (word.flip)(1 << bit))).collect();
+        words.iter().flat_map(|word| word.tried().map(|bit| (word.flip)(1 << bit))).collect();
     record.probes += probes.len() as u64;
     let outcomes = session.ask(&probes)?;
     let mut outcomes = outcomes.iter();
     for word in words {
         let (mut writable, mut faults, mut sticks, mut ends, mut other) = (0, 0, 0, 0_u64, None);
-        for bit in 0..word.bits {
+        for bit in word.tried() {
             let Some(outcome) = outcomes.next() else { break };
             match outcome {
                 Outcome::Returned { registers, .. } => {
@@ -55,7 +65,9 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record, words: &[Word
         }
         match other {
             // Not one of them says anything but that.
-            Some(saw) if ends.count_ones() == word.bits => record.saw(format!("{}.writable", word.name), saw),
+            Some(saw) if ends.count_ones() as usize == word.tried().count() => {
+                record.saw(format!("{}.writable", word.name), saw)
+            }
             _ => {
                 record.value(format!("{}.writable", word.name), writable);
                 record.value(format!("{}.faults", word.name), faults);

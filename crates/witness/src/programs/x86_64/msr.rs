@@ -149,6 +149,7 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
             flip: flip(*msr, value(*msr)?),
             bits: 64,
             restore: RESTORE,
+            but: 0,
         })
     };
     let words: Vec<Word> = BITS.iter().filter_map(word).collect();

@@ -14,6 +14,9 @@ pub const OSXMMEXCPT: u64 = 1 << 10;
 /// CR4.OSXSAVE.
 pub const OSXSAVE: u64 = 1 << 18;
 
+/// CR0.PE and CR0.PG. 5.10 lets a guest turn paging off in 64-bit mode, and it is lost then (seen on 5.10.0-46).
+const MODE: u64 = 1 << 31 | 1;
+
 /// `mov rax, REG; mov rsi, rax; xor rax, rbx; mov REG, rax; mov rdx, REG; mov rax, rsi; mov REG, rax; mov rax, rdx`,
 /// where the opcode is of control (0x20) or debug registers (0x21).
 fn flip(opcode: u8, register: u8) -> Probe {
@@ -94,11 +97,13 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
             flip: bits::by_rbx(code(flip(*op, *r & 7), *r)),
             bits: 64,
             restore: if *r == 8 { 21 } else { 18 },
+            but: if *name == "cr0" { MODE } else { 0 },
         })
         // A debug register that the guest watches changes what follows: GD is in bit 13.
         .map(|w| if w.name == "dr7" { Word { bits: 13, ..w } } else { w })
         .collect();
     bits::observe(session, record, &words)?;
+    record.unasked("cr0.writable.pe-and-pg", "where it is not refused, the guest is lost");
     xcr0(session, record)
 }
 
@@ -153,7 +158,7 @@ fn xcr0(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error>
     bits::observe(
         session,
         record,
-        &[Word { name: "xcr0".to_owned(), flip: bits::by_rbx(flip), bits: 64, restore: 32 }],
+        &[Word { name: "xcr0".to_owned(), flip: bits::by_rbx(flip), bits: 64, restore: 32, but: 0 }],
     )?;
     // Some components are only taken together: all that CPUID offers.
     let offered = record.number("cpuid.d.0.eax").unwrap_or_default();

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use evenkeel_monitor::Error as MonitorError;
-
 use super::{apic, cpuid, msr};
 use crate::Error;
 use crate::abi;
@@ -30,7 +28,7 @@ pub fn observe(
     record.probes += 4;
     match second.ask(&[Probe::new(&[0x90])]) {
         Ok(_) => {}
-        Err(Error::Monitor(MonitorError::Hung(_) | MonitorError::Ended(_))) => {
+        Err(Error::Lost { .. }) => {
             record.saw("second.start", Saw::Ends("it did not arrive".to_owned()));
             return Ok(());
         }
