@@ -139,7 +139,7 @@ mod tests {
         assert!((at + length) as usize <= MEMORY);
         assert_eq!(AREA % AREA_BYTES, 0);
         assert_eq!(1 << PROBE_BYTES.trailing_zeros(), PROBE_BYTES);
-        assert!(TAG + 8 <= RESULT_BYTES && ARRIVALS + 4 * 256 < AREA_BYTES / 2);
+        const { assert!(TAG + 8 <= RESULT_BYTES && ARRIVALS + 4 * 256 < AREA_BYTES / 2) };
         assert_eq!(STUBS + 256 * STUB_BYTES, REAL_MODE);
     }
 }

@@ -67,7 +67,7 @@ const BEHIND: &[(&str, &str)] = &[
     ("msr.176", "x86.amd.sysenter-width"),
     ("msr.c0010130", "x86.amd.ghcb-msr-read"),
     ("msr.c0000303", "x86.amd.perf-global-status-set"),
-    ("msr.400000", "x86.hyperv.msr-without-interface"),
+    ("msr.40000", "x86.hyperv.msr-without-interface"),
     ("insn.invlpga", "x86.svm.invlpga-without-svme"),
     ("insn.avx-mmio", "x86.emulator.avx-mmio"),
     ("xen.tsc-leaf", "x86.xen.tsc-leaf"),

@@ -63,6 +63,8 @@ fn bit(record: &Record, msr: u32, bit: u32, changed: u64, ignored: u64, faults: 
     let part = |part: &str| record.number(&format!("msr.{msr:x}.{part}")).map(|mask| mask >> bit & 1);
     match (part("writable"), part("faults")) {
         (Some(1), _) => Value(changed),
+        // It can be changed, and not back.
+        (Some(_), _) if part("sticks") == Some(1) => Value(changed),
         (Some(_), Some(1)) => Value(faults),
         (Some(_), Some(_)) => Value(ignored),
         _ => Not("the MSR cannot be read here"),
@@ -91,6 +93,8 @@ fn value(name: &str, record: &Record) -> Settled {
         "x86.hyperv.msr-without-interface" => either(record.get("msr.40000000"), 0, 1),
         "x86.amd.hwcr-tsc-freq-sel" => bit(record, 0xc001_0015, 24, 1, 0, 0),
         "x86.amd.hwcr-cpuid-user-dis" => bit(record, 0xc001_0015, 35, 1, 0, 0),
+        // The older behaviour takes the one value that the host has, and nothing after it.
+        "x86.amd.de-cfg-write" if number("msr.c0011029.sticks").is_some_and(|mask| mask & 2 != 0) => Value(0),
         "x86.amd.de-cfg-write" => bit(record, 0xc001_1029, 1, 1, 1, 0),
         "x86.amd.debugctl-btf" => bit(record, 0x1d9, 1, 0, 1, 1),
         "x86.amd.debugctl-reserved" => bit(record, 0x1d9, 2, 0, 0, 1),
