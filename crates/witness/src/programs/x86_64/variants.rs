@@ -1,7 +1,8 @@
 //! Machines of their own: what a guest sees when a VMM asks for something else than the plain configuration.
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_sys::layout::CpuidEntry;
+use evenkeel_sys::layout::{CpuidEntry, X86_XEN_HVM_CONFIG};
+use evenkeel_sys::requests::KVM_XEN_HVM_CONFIG;
 use evenkeel_sys::{Deadline, System};
 
 use super::{apic, cpuid, offered_cpuid};
@@ -32,6 +33,8 @@ const PV_MSRS: [u32; 11] = [
 #[derive(Clone, Copy)]
 enum Enable {
     Nothing,
+    /// KVM's side of Xen's interface, hypercalls to userspace.
+    Xen,
     Vm(u32, u64),
     Vcpu(u32, u64),
 }
@@ -47,6 +50,12 @@ fn guest(
     let machine = Machine::new(system, Shape { irqchip, pit: false, memory: abi::MEMORY })?;
     if let Enable::Vm(cap, argument) = enable {
         machine.vm().enable_cap(cap, [argument, 0, 0, 0])?;
+    }
+    if let Enable::Xen = enable {
+        // flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL; msr: that of Xen's hypercall page
+        let mut config = [0; X86_XEN_HVM_CONFIG];
+        config[..8].copy_from_slice(&0x4000_0000_0000_0002_u64.to_ne_bytes());
+        machine.vm().set(&KVM_XEN_HVM_CONFIG, &config)?;
     }
     load(machine.ram(), guests::image())?;
     let vcpu = machine.vcpu(0)?;
@@ -134,7 +143,7 @@ pub fn xen(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Result
     // XenVMMXenVMM
     table.push(entry(0x4000_0000, 0, [0x4000_0004, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e]));
     table.extend((0..3).map(|index| entry(0x4000_0003, index, [0; 4])));
-    let done = guest(system, irqchip, Enable::Nothing, &table, |_, session| {
+    let done = guest(system, irqchip, Enable::Xen, &table, |_, session| {
         // Twice: the leaf is filled in when the vCPU is entered.
         let probes = [0, 1, 2, 0, 1, 2].map(|subleaf| cpuid::probe(0x4000_0003, subleaf));
         record.probes += probes.len() as u64;
