@@ -48,6 +48,8 @@ enum Format {
 enum Command {
     /// What can this host show a guest? Writes a capture.
     Capture(commands::capture::Capture),
+    /// What does a guest see here? Runs one that looks at everything.
+    Observe(commands::observe::Observe),
     /// What differs between two hosts, what it means, and which selector brings it back.
     Diff(commands::diff::Diff),
     /// Can each host keep this contract?
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
     let global = cli.global;
     let done = match cli.command {
         Command::Capture(c) => c.run(global),
+        Command::Observe(c) => c.run(global),
         Command::Diff(c) => c.run(global),
         Command::Check(c) => c.run(global),
         Command::Survive(c) => c.run(global),

@@ -42,6 +42,8 @@ pub const X86_NESTED_STATE: usize = 128;
 pub const X86_CPUID_ENTRY: usize = 40;
 /// `struct kvm_msr_entry`.
 pub const X86_MSR_ENTRY: usize = 16;
+/// `struct kvm_xen_hvm_config`.
+pub const X86_XEN_HVM_CONFIG: usize = 56;
 /// `struct kvm_pit_config`.
 pub const X86_PIT_CONFIG: usize = 64;
 /// `struct kvm_enable_cap`.
@@ -118,6 +120,7 @@ mod tests {
         assert_eq!(X86_SREGS, size_of::<kvm_sregs>());
         assert_eq!(X86_SREGS2, size_of::<kvm_sregs2>());
         assert_eq!(X86_SREGS2_FLAGS, offset_of!(kvm_sregs2, flags));
+        assert_eq!(X86_XEN_HVM_CONFIG, size_of::<kvm_xen_hvm_config>());
         assert_eq!(X86_LAPIC, size_of::<kvm_lapic_state>());
         assert_eq!(X86_XSAVE, size_of::<kvm_xsave>());
         assert_eq!(X86_XCRS, size_of::<kvm_xcrs>());

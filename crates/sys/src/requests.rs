@@ -54,6 +54,8 @@ requests! {
     KVM_GET_IRQCHIP = Request::iowr("KVM_GET_IRQCHIP", KVM, 0x62, X86_IRQCHIP);
     /// The same, set; the kernel's number has the direction wrong.
     KVM_SET_IRQCHIP = Request::ior("KVM_SET_IRQCHIP", KVM, 0x63, X86_IRQCHIP).flowing(Flow::In);
+    /// Xen's interface for guests (x86): `struct kvm_xen_hvm_config`.
+    KVM_XEN_HVM_CONFIG = Request::iow("KVM_XEN_HVM_CONFIG", KVM, 0x7a, X86_XEN_HVM_CONFIG);
     /// The i8254 in the kernel (x86).
     KVM_CREATE_PIT2 = Request::iow("KVM_CREATE_PIT2", KVM, 0x77, X86_PIT_CONFIG);
     /// kvmclock, set (x86).

@@ -16,6 +16,7 @@ pub mod lab_matrix;
 pub mod lab_registers;
 pub mod lab_run;
 pub mod matrix;
+pub mod observe;
 pub mod predict;
 pub mod registers;
 pub mod schema;

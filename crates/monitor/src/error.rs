@@ -1,0 +1,25 @@
+//! What can go wrong with a machine.
+
+use std::time::Duration;
+
+use evenkeel_sys::{Error as CallError, Exit, Outside, Refusal};
+
+/// Why a machine could not be made, or did not run to the end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// There is no memory for the guest.
+    #[error("memory for a guest: {0:?}")]
+    Memory(Refusal),
+    /// A place in the guest's memory that is not there.
+    #[error("guest memory: {0}")]
+    Outside(#[from] Outside),
+    /// The guest was stopped because its time was over.
+    #[error("the guest did not come to an end within {0:?}")]
+    Hung(Duration),
+    /// The guest stopped in a way that nobody expected.
+    #[error("the guest stopped: {0:?}")]
+    Ended(Exit),
+}

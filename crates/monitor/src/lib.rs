@@ -1,0 +1,18 @@
+//! The **monitor**: machines of known shape, their memory, and a run loop that ends.
+//!
+//! A [`Machine`] is a VM with memory and, as its [`Irqchip`] says, interrupt controllers in the kernel. What else a
+//! VMM decides (CPUID, capabilities, MSRs) is left to whoever makes one: [`Machine::vm`] and the vCPUs that it makes
+//! are there to be configured before they run. [`run`] runs a vCPU until its [`Handler`] has enough, or the time is
+//! over: nothing waits for a guest without end.
+//!
+//! What depends on the architecture is in the module of its name.
+#![forbid(unsafe_code)]
+
+mod error;
+mod machine;
+mod run;
+pub mod x86_64;
+
+pub use error::Error;
+pub use machine::{Irqchip, Machine, Shape};
+pub use run::{Handler, Next, run};

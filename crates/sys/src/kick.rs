@@ -1,0 +1,121 @@
+//! A limit of time for runs of guests: a guest that never exits is taken out of KVM_RUN by a signal.
+
+use std::ffi::c_int;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A real-time signal that neither libc nor the standard library uses for themselves (glibc keeps 32 and 33).
+const SIGNAL: c_int = 37;
+/// A signal that comes just before KVM_RUN is lost: so another follows, until the run is over.
+const AGAIN: Duration = Duration::from_millis(5);
+
+type Handler = extern "C" fn(c_int);
+
+// SAFETY: as glibc declares them (signal.h).
+unsafe extern "C" {
+    fn signal(number: c_int, handler: Handler) -> usize;
+    fn tgkill(process: c_int, thread: c_int, number: c_int) -> c_int;
+}
+
+/// KVM_RUN comes back because a signal is pending; the handler itself has nothing to do.
+extern "C" fn nothing(_: c_int) {}
+
+fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a handler that touches nothing, for a signal that nobody else in the process uses.
+        unsafe { signal(SIGNAL, nothing) };
+    });
+}
+
+#[derive(Debug, Default)]
+struct State {
+    until: Option<Instant>,
+    over: bool,
+    expired: bool,
+}
+
+/// Watches the thread that made it. While it is armed and the time is over, every KVM_RUN of that thread comes back.
+#[derive(Debug)]
+pub struct Deadline {
+    shared: Arc<(Mutex<State>, Condvar)>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Deadline {
+    /// Watches this thread. It takes a signal handler of the process for signal 37.
+    pub fn new() -> Deadline {
+        prepare();
+        let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let (process, thread) = (rustix::process::getpid(), rustix::thread::gettid());
+        let (process, thread) = (process.as_raw_nonzero().get(), thread.as_raw_nonzero().get());
+        let theirs = shared.clone();
+        let watcher = std::thread::spawn(move || watch(&theirs, process, thread));
+        Deadline { shared, watcher: Some(watcher) }
+    }
+
+    /// From now on there is this much time.
+    pub fn arm(&self, limit: Duration) {
+        let mut state = lock(&self.shared.0);
+        state.until = Some(Instant::now() + limit);
+        state.expired = false;
+        self.shared.1.notify_one();
+    }
+
+    /// No limit any more. Returns whether it was reached.
+    pub fn disarm(&self) -> bool {
+        let mut state = lock(&self.shared.0);
+        state.until = None;
+        self.shared.1.notify_one();
+        state.expired
+    }
+
+    /// Whether the time is over.
+    pub fn expired(&self) -> bool {
+        lock(&self.shared.0).expired
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Deadline::new()
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        lock(&self.shared.0).over = true;
+        self.shared.1.notify_one();
+        if let Some(watcher) = self.watcher.take() {
+            // It panics nowhere.
+            let _ = watcher.join();
+        }
+    }
+}
+
+fn watch(shared: &(Mutex<State>, Condvar), process: c_int, thread: c_int) {
+    let mut state = lock(&shared.0);
+    while !state.over {
+        let left = state.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let wait = match left {
+            None => None,
+            Some(left) if left.is_zero() => {
+                state.expired = true;
+                // SAFETY: a signal to a thread of this process, by numbers: one that is gone is an error, which is
+                // what is wanted. The handler does nothing.
+                unsafe { tgkill(process, thread, SIGNAL) };
+                Some(AGAIN)
+            }
+            Some(left) => Some(left),
+        };
+        state = match wait {
+            None => shared.1.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(wait) => shared.1.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0,
+        };
+    }
+}
