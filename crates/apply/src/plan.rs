@@ -282,6 +282,12 @@ impl Plan {
         table
     }
 
+    /// What a guest must find in the CPUID of a vCPU: each word with the bits that count. What KVM or the guest itself
+    /// changes while it runs does not.
+    pub fn shown_cpuid(&self, index: u32) -> Vec<Expect> {
+        cpuid::expect(&self.table(index), self.hyperv)
+    }
+
     fn cpuid(&self, index: u32) -> Step {
         let table = self.table(index);
         let mut step = Step::new("cpuid", Stage::Vcpu);

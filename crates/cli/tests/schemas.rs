@@ -5,10 +5,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 16] = [
+const DOCUMENTS: [&str; 17] = [
     "surface",
     "observation",
     "observation-diff",
+    "observed-contract",
     "survive",
     "diff",
     "check",

@@ -17,6 +17,8 @@ pub mod lab_registers;
 pub mod lab_run;
 pub mod matrix;
 pub mod observe;
+#[cfg(target_arch = "x86_64")]
+pub mod observe_contract;
 pub mod predict;
 pub mod registers;
 pub mod schema;

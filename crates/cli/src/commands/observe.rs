@@ -15,6 +15,9 @@ pub struct Observe {
     /// The machine's shape: where its interrupt controllers are.
     #[arg(long, default_value = "kernel", value_parser = ["kernel", "split", "none"])]
     shape: String,
+    /// Run the guest under this contract, in its shape, and say what it saw otherwise than promised.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "from", "against"])]
+    contract: Option<PathBuf>,
     /// Where to write the observation.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -39,6 +42,23 @@ fn load(path: &PathBuf) -> Result<Observation, Failure> {
 impl Observe {
     /// Observes, and compares.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
+        #[cfg(not(target_arch = "x86_64"))]
+        if self.contract.is_some() {
+            let why = "under a contract only x86 guests are observed yet";
+            return Err(Failure { exit: 3, ..Failure::bad(why, "leave --contract out") });
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(path) = &self.contract {
+            let (observed, seen) = super::observe_contract::observe(&super::contract(path)?)?;
+            if let Some(path) = &self.output {
+                output::write(path, seen.print())?;
+            }
+            match global.format {
+                Format::Json => output::json(&observed)?,
+                Format::Text => output::print(&observed.text())?,
+            }
+            return Ok(observed.code());
+        }
         // What cannot be compared is told before a guest runs.
         let other = self.against.as_ref().map(load).transpose()?;
         let seen = match &self.from {
@@ -172,27 +192,40 @@ fn summary(seen: &Observation, all: bool) -> String {
 /// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "x86_64")]
 pub fn here(shape: &str) -> Result<Observation, Failure> {
+    use evenkeel_sys::{Live, System};
+    use evenkeel_witness::programs::x86_64::offered_cpuid;
+
+    let live = Live::new();
+    // Of the VM's own system fd there is none to be had in the closure.
+    let system = System::open(&live).map_err(|e| Failure { exit: 3, ..Failure::bad(e.to_string(), HINT) })?;
+    under(shape, &|_| Ok(()), &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?))
+        .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
+}
+
+/// What a guest sees on a machine that was set up in this way.
+#[cfg(target_arch = "x86_64")]
+pub fn under(
+    shape: &str,
+    vm: &dyn Fn(&evenkeel_sys::Vm<'_>) -> Result<(), evenkeel_sys::Error>,
+    vcpu: &dyn Fn(&evenkeel_sys::Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
+) -> Result<Observation, evenkeel_witness::Error> {
     use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
-    use evenkeel_witness::programs::x86_64::{Configure, observe, offered_cpuid};
+    use evenkeel_witness::programs::x86_64::{Configure, observe};
 
-    let cannot = |e: &dyn std::fmt::Display| Failure {
-        exit: 3,
-        ..Failure::bad(format!("nothing was observed: {e}"), "this needs a usable /dev/kvm")
-    };
     let live = Live::new();
-    let system = System::open(&live).map_err(|e| cannot(&e))?;
+    let system = System::open(&live)?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let volatile = observation::Volatile {
         tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
         kernel: release,
         ..observation::Volatile::default()
     };
-    let configure =
-        Configure { vm: &|_| Ok(()), vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?) };
-    let irqchip = Irqchip::by_name(shape).unwrap_or_default();
-    observe(&system, irqchip, &configure, volatile).map_err(|e| cannot(&e))
+    observe(&system, Irqchip::by_name(shape).unwrap_or_default(), &Configure { vm, vcpu }, volatile)
 }
+
+#[cfg(target_arch = "x86_64")]
+const HINT: &str = "this needs a usable /dev/kvm";
 
 /// There is no witness yet.
 #[cfg(not(target_arch = "x86_64"))]

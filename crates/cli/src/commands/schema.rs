@@ -12,6 +12,9 @@ pub enum Document {
     Observation,
     /// What `observe --against` prints.
     ObservationDiff,
+    /// What `observe --contract` prints.
+    #[cfg(target_arch = "x86_64")]
+    ObservedContract,
     /// What `survive` prints.
     Survive,
     /// What `diff` prints.
@@ -46,6 +49,8 @@ impl Document {
         match self {
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
+            #[cfg(target_arch = "x86_64")]
+            Document::ObservedContract => schemars::schema_for!(super::observe_contract::ContractObserved),
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),
