@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use evenkeel_lab::{Cache, Exit, Host, Job, Options, fetch, host, hosts, kernels, run};
+use evenkeel_lab::{Cache, Exit, Host, Job, Options, Progress, fetch, host, hosts, kernels, run};
 
 use crate::cross::Cross;
 use crate::{Result, root, static_binaries};
@@ -21,9 +21,9 @@ pub struct Captures {
     /// Write nothing: compare the offer digest of each kernel, captured anew, with that of the capture in the folder.
     #[arg(long)]
     check: bool,
-    /// Seconds that a kernel may take.
-    #[arg(long, default_value_t = 300)]
-    timeout: u64,
+    /// Seconds that a boot or the program may take; the lane's own patience when not given.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     /// Another static binary to run in place of `evenkeel capture`, one for each architecture in FOLDER/ARCH/NAME.
     #[arg(long, value_name = "NAME", default_value = "evenkeel")]
     bin: String,
@@ -53,7 +53,8 @@ impl Captures {
             cache,
             binaries: static_binaries(),
             memory_mib: 256,
-            timeout: Duration::from_secs(self.timeout),
+            timeout: self.timeout.map(Duration::from_secs),
+            progress: Some(|words| eprintln!("{words}")),
             fresh: true,
         };
 
@@ -86,7 +87,14 @@ impl Captures {
 
     fn capture(&self, host: &Host, options: &Options) -> Result<(Vec<u8>, String)> {
         let words = |e: evenkeel_lab::Error| e.to_string();
-        fetch(&[&host.kernel], &options.cache, &mut |line| eprintln!("{line}")).map_err(words)?;
+        let mut say = |progress: Progress<'_>| {
+            if let Progress::Line(line) = progress {
+                eprintln!("{line}");
+            }
+        };
+        for (_, done) in fetch(&[&host.kernel], &options.cache, &mut say).map_err(words)? {
+            done.map_err(words)?;
+        }
         let binary = options.binary(&self.bin, host.kernel.arch).map_err(words)?;
         let job = Job::new(binary).arg("capture").arg("-o").arg(SURFACE).output(SURFACE);
         let done = run(host, &job, options).map_err(words)?;

@@ -196,6 +196,12 @@ record! {
         /// It shows another register's state once more (PMINTENCLR_EL1 that of PMINTENSET_EL1): leaving it out loses
         /// nothing, as long as that one is saved.
         pub alias_of: Option<u64>,
+        /// A value up to the host's own is accepted and not stored, a higher one refused.
+        pub checked: bool,
+        /// Bits that the kernel computes whenever they are read, whatever was set.
+        pub computed: u64,
+        /// Bits that a kernel holds only if it shows them in a fresh vCPU: elsewhere they are cleared in what is set.
+        pub masked: u64,
     }
 
     /// A group of state with an ioctl pair of its own.

@@ -66,6 +66,8 @@ enum Command {
     Predict(commands::predict::Predict),
     /// The bundled captures, and what their names stand for.
     Hosts(commands::hosts::Hosts),
+    /// Registers of an arm64 vCPU: save them here, set them there, and see which were kept.
+    Registers(commands::registers::Registers),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Command::Explain(c) => c.run(global),
         Command::Predict(c) => c.run(global),
         Command::Hosts(c) => c.run(global),
+        Command::Registers(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

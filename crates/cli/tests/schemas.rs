@@ -5,8 +5,21 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 9] =
-    ["surface", "survive", "diff", "check", "baseline", "seal", "predict", "matrix", "lab-run"];
+const DOCUMENTS: [&str; 13] = [
+    "surface",
+    "survive",
+    "diff",
+    "check",
+    "baseline",
+    "seal",
+    "predict",
+    "matrix",
+    "lab-run",
+    "registers",
+    "registers-loaded",
+    "registers-matrix",
+    "bisect",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")
@@ -54,7 +67,7 @@ fn answers_validate() {
     validate("diff", &run(&["diff", "debian-6.1", "debian-7.3", "--format", "json"]));
     validate("baseline", &run(&["baseline", "debian-6.1", "debian-7.3", "--format", "json"]));
     validate("predict", &run(&["predict", "debian-6.1@debian-7.3", "--format", "json"]));
-    validate("matrix", &run(&["lab", "matrix", "debian-6.1", "debian-7.3", "--format", "json"]));
+    validate("matrix", &run(&["lab", "matrix", "--bundled", "debian-6.1", "debian-7.3", "--format", "json"]));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     let path = path.to_str().unwrap();
@@ -69,6 +82,12 @@ fn every_bundled_capture_validates() {
     for bundled in evenkeel_hosts::BUNDLED {
         validate("surface", bundled.text);
     }
+}
+
+#[test]
+fn the_measured_matrix_of_registers_validates() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../state/tests/data/registers-arm64.json");
+    validate("registers-matrix", &std::fs::read_to_string(path).unwrap());
 }
 
 #[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]

@@ -23,8 +23,8 @@ fn emits(item: &Item) -> bool {
     item.listed && !matches!(item.write, Write::Refused)
 }
 
-/// What the destination does with an item.
-fn taken(on: &View, key: ItemKey) -> Option<Write> {
+/// What the destination does with an item; none when nobody knows.
+pub(crate) fn taken(on: &View, key: ItemKey) -> Option<Write> {
     match on.item(key) {
         // A running item (a clock) was not written back in the capture; being listed is what there is to know.
         Some(item) if item.write == Write::Unasked && item.listed && on.evidence > Evidence::Predicted => {

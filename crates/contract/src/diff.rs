@@ -416,16 +416,6 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
             add(s.item.clone(), "a group of state", show_section(a, x), show_section(b, y));
         }
     }
-    for (x, y) in pair(&a.registers, &b.registers, |r| (r.id, r.shapes.clone())) {
-        let Some(r) = x.or(y).filter(|_| x != y) else { continue };
-        let at = crate::coord::Coord::Reg(r.id.0);
-        if at.layout().is_none() && evenkeel_catalog::CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
-            // Other registers were compared as words or as items of state; those that are choices only here.
-            let show =
-                |r: Option<&evenkeel_surface::Register>| json(r.map(|r| text(serde_json::to_string(r))));
-            add(format!("reg.{:x}", r.id.0), "a register that is a choice", show(x), show(y));
-        }
-    }
     for (x, y) in pair(&a.shapes, &b.shapes, |s| s.name.clone()) {
         let Some(s) = x.or(y) else { continue };
         let show = |s: Option<&evenkeel_surface::Shape>| json(s.map(|s| s.features.join(" ")));

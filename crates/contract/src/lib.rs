@@ -13,6 +13,7 @@
 //! | [`keeps`], [`carries`] | can this host show it; is this host's saved state taken there |
 //! | [`reach`] | what a guest reaches without being shown it |
 //! | [`verdict`], [`pair`] | the four verdicts; for both guests of two hosts |
+//! | [`registers`] | keeps and carries for each register of an arm64 vCPU, to be held against measurements |
 //! | [`diff`], [`baseline`], [`seal`], [`predict`] | the other questions |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ pub mod layout;
 pub mod pair;
 pub mod predict;
 pub mod reach;
+pub mod registers;
 pub mod seal;
 pub mod verdict;
 pub mod view;

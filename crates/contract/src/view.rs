@@ -368,19 +368,29 @@ fn sections(offer: &Offer) -> Vec<Item> {
     items
 }
 
+/// The cache levels of an arm64 CPU.
+const CLIDR_EL1: u64 = 0x6030_0000_0013_c801;
+
 fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
     let mut words = Vec::new();
     let mut items = Vec::new();
     let here = |shapes: &[u8]| shapes.is_empty() || shapes.iter().any(|s| usize::from(*s) == shape);
+    let cache_levels =
+        offer.registers.iter().any(|r| r.id.0 == CLIDR_EL1 && r.mask.is_some_and(|mask| mask.0 != 0));
     for r in offer.registers.iter().filter(|r| here(&r.shapes)) {
         let at = Coord::Reg(r.id.0);
         let layout_index = index_of(at);
         match (layout_index, r.reset) {
             (UNKNOWN, _) => {}
             (_, Some(value)) => {
-                // Kernels before 6.7 do not tell what is writable; firmware registers are not covered by the masks.
-                let firmware = r.id.0 >> 16 & 0xfff == 0x14 || r.id.0 >> 16 & 0xfff == 0x16;
-                let writable = r.mask.map_or(if firmware { u64::MAX } else { 0 }, |m| m.0);
+                // Kernels before 6.7 do not tell what is writable. The masks do not cover firmware registers, nor cache
+                // sizes, which became writable together with the description of the levels.
+                let otherwise = match r.id.0 >> 16 & 0xfff {
+                    0x14 | 0x16 => u64::MAX,
+                    0x11 if cache_levels => u64::MAX,
+                    _ => 0,
+                };
+                let writable = r.mask.map_or(otherwise, |m| m.0);
                 words.push(Word { at, layout: layout_index, value: value.0, writable, unknown: 0 });
                 // Its value is judged as a facet; that it is saved, and that another host may not list it, as an item.
                 items.push(Item { key: ItemKey::Reg(r.id.0), listed: true, write: Write::Kept, reset: None });
@@ -390,10 +400,6 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
                 words.push(Word { at, layout: layout_index, value: 0, writable: 0, unknown: u64::MAX });
                 continue;
             }
-        }
-        // A register that is a choice (the PSCI version) is judged as that facet.
-        if CHOICES.iter().any(|c| c.from.reg == Some(r.id.0)) {
-            continue;
         }
         items.push(Item {
             key: ItemKey::Reg(r.id.0),

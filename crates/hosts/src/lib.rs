@@ -14,10 +14,38 @@ pub use fleet::{Fleet, Member, load_fleet};
 /// A capture that is part of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundled {
-    /// Its name: the kernel's distribution and series, `-arm64` for that architecture.
+    /// Its name: the kernel's distribution and series, `-arm64` for that architecture, `-vmx` for that lane.
     pub name: &'static str,
     /// The capture file.
     pub text: &'static str,
+}
+
+impl Bundled {
+    /// The lab's lane that it was made in: captures of different lanes are of different emulated CPUs, and differ by more
+    /// than their kernels.
+    pub fn lane(&self) -> &'static str {
+        lane_of(self.name)
+    }
+
+    /// What emulated it.
+    pub fn emulator(&self) -> &'static str {
+        emulator_of(self.name)
+    }
+}
+
+/// The lane of a lab host, which is the end of its name.
+fn lane_of(name: &str) -> &'static str {
+    let ends = |end: &str| name.ends_with(end);
+    match () {
+        () if ends("-vmx") => "vmx",
+        () if ends("-nvhe") => "arm64-nvhe",
+        () if ends("-arm64") => "arm64",
+        () => "svm",
+    }
+}
+
+fn emulator_of(name: &str) -> &'static str {
+    if lane_of(name) == "vmx" { "Bochs" } else { "QEMU" }
 }
 
 include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
@@ -172,8 +200,7 @@ pub fn load(name: &str) -> Result<Host, Error> {
 /// The bytes are no capture.
 pub fn emulated(name: &str, capture: &[u8]) -> Result<Host, Error> {
     let surface = parse(name, capture)?;
-    // The lane is part of a lab host's name.
-    let emulator = if name.ends_with("-vmx") { "Bochs" } else { "QEMU" };
+    let emulator = emulator_of(name);
     let stands_for = format!("{} on {}, emulated by {emulator}", kernel_words(&surface), cpu_words(&surface));
     let views = View::all(&surface, name);
     Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
@@ -218,6 +245,11 @@ fn cpu_words(surface: &Surface) -> String {
         ("", vendor) => format!("a CPU by {vendor}"),
         (name, _) => name.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    let svm = cpu.raw.iter().any(|e| e.leaf.0 == 0x8000_0001 && e.ecx.0 & 4 != 0);
-    format!("{name}{}{backend}", if svm { " with SVM" } else { "" })
+    let has = |leaf, bit: u32| cpu.raw.iter().any(|e| e.leaf.0 == leaf && e.ecx.0 & bit != 0);
+    let with = match () {
+        () if has(0x8000_0001, 1 << 2) => " with SVM",
+        () if has(1, 1 << 5) => " with VMX",
+        () => "",
+    };
+    format!("{name}{with}{backend}")
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,8 +10,13 @@ use tempfile::TempDir;
 
 use crate::cache::Cache;
 use crate::error::Error;
-use crate::kernel::{Arch, Kernel, Origin, Package, kernels};
+use crate::index::Index;
+use crate::kernel::{Arch, Kernel, Origin, kernels};
+use crate::store::Changes;
 use crate::tool;
+
+/// apt's tool for one file at a time; not on the search path.
+pub(crate) const HELPER: &str = "/usr/lib/apt/apt-helper";
 
 /// The keyring that Debian's `debian-archive-keyring` installs; it verifies old suites and new ones.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -102,10 +108,16 @@ impl Apt {
         Ok(Apt { root })
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new("apt-get");
+    /// A program of apt's, with the root's configuration.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.arg("-q").arg("-c").arg(self.root.join("lab.conf"));
         command
+    }
+
+    /// The root's configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.root.join("lab.conf")
     }
 
     /// Whether the indexes were ever read.
@@ -116,53 +128,64 @@ impl Apt {
         })
     }
 
-    /// Reads the indexes anew.
+    /// Reads the indexes anew. apt checks their signatures.
     pub fn update(&self) -> Result<(), Error> {
-        tool::output(self.command().arg("update"), "apt").map(drop)
+        tool::output(self.command("apt-get").arg("update"), "apt").map(drop)
     }
 
-    /// Downloads one package of `kernel` into `folder` and returns the file.
-    pub fn download(&self, kernel: &Kernel, package: &Package, folder: &Path) -> Result<PathBuf, Error> {
-        let Kernel { arch, origin: Origin::Debian { version, .. }, .. } = kernel else {
-            return Err(Error::Fetch {
-                what: kernel.name.clone(),
-                why: "no archive has it: a user brought it".to_owned(),
-                hint: "evenkeel lab add, or evenkeel lab import",
-            });
-        };
-        let wanted = format!("{}:{}={version}", package.name, arch.debian());
-        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder), "apt").map_err(
-            |e| {
-                let why = e.to_string();
-                let why = why.split("\nhint:").next().unwrap_or_default().to_owned();
-                let hint = "the archive may have dropped this version; data/kernels.toml of the lab pins it";
-                Error::Fetch { what: wanted.clone(), why, hint }
-            },
-        )?;
-        // A package without an architecture is built once for all of them.
-        let stem = format!("{}_{}", package.name, version.replace(':', "%3a"));
-        let files = [arch.debian(), "all"].map(|arch| folder.join(format!("{stem}_{arch}.deb")));
-        if let Some(file) = files.into_iter().find(|file| file.is_file()) {
-            return Ok(file);
+    /// What the indexes say of kernels, as they were last read.
+    pub fn index(&self) -> Result<Index, Error> {
+        let mut targets = self.command("apt-get");
+        let format = "$(FILENAME)\t$(RELEASE)\t$(REPO_URI)";
+        targets.args(["indextargets", "--format", format, "Created-By: Packages"]);
+        let targets = tool::output(&mut targets, "apt")?;
+        let mut index = Index::default();
+        for line in String::from_utf8_lossy(&targets).lines() {
+            let mut parts = line.split('\t');
+            let (Some(file), Some(suite), Some(base)) = (parts.next(), parts.next(), parts.next()) else {
+                continue;
+            };
+            self.add(&mut index, Path::new(file), suite, base)?;
         }
-        Err(Error::Fetch {
-            what: wanted,
-            why: format!("apt succeeded and left no {stem}_*.deb in {}", folder.display()),
-            hint: "look into that folder",
-        })
+        Ok(index)
+    }
+
+    /// Reads one index: from what was kept of it when it was last read, unless it changed since.
+    fn add(&self, index: &mut Index, file: &Path, suite: &str, base: &str) -> Result<(), Error> {
+        let stamp = match fs::metadata(file) {
+            Ok(meta) => format!("{} {:?} {suite} {base}\n", meta.len(), meta.modified().ok()),
+            // An index that the archive does not have: a suite without one of the architectures.
+            Err(_) => return Ok(()),
+        };
+        let folder = self.root.join("kernels");
+        let kept = folder.join(file.file_name().unwrap_or(file.as_os_str()));
+        if let Ok(text) = fs::read_to_string(&kept)
+            && let Some(text) = text.strip_prefix(&stamp)
+        {
+            return index.add(text.as_bytes(), suite, base).map_err(Error::io("read", kept));
+        }
+        // apt keeps them compressed, by a method of its choice; its helper knows which.
+        let mut cat = self.command(HELPER);
+        let mut new = Index::default();
+        tool::stream(cat.arg("cat-file").arg(file), "apt", |text| new.add(text, suite, base))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let mut whole = tempfile::NamedTempFile::new_in(&folder).map_err(Error::io("create", &folder))?;
+        let text = stamp + &new.text(base);
+        whole.write_all(text.as_bytes()).map_err(Error::io("write", &kept))?;
+        whole.persist(&kept).map_err(|e| Error::io("write", kept)(e.error))?;
+        index.append(new);
+        Ok(())
     }
 }
 
 impl Apt {
     /// Downloads the newest version of a package that is no kernel, and unpacks it into a folder that goes away with
     /// the value. What it holds is vouched for by the archive's signature.
-    pub fn unpack(&self, package: &str, arch: Arch, cache: &Cache) -> Result<TempDir, Error> {
-        let folder = tempfile::Builder::new()
-            .prefix(".tool-")
-            .tempdir_in(cache.root())
-            .map_err(Error::io("create a folder in", cache.root()))?;
+    pub fn unpack(&self, package: &str, arch: Arch, changes: &Changes<'_>) -> Result<TempDir, Error> {
+        // Swept by the next lab when this one is killed.
+        let folder = changes.work()?;
         let wanted = format!("{package}:{}", arch.debian());
-        tool::output(self.command().arg("download").arg(&wanted).current_dir(folder.path()), "apt")?;
+        tool::output(self.command("apt-get").arg("download").arg(&wanted).current_dir(folder.path()), "apt")?;
         let entries = fs::read_dir(folder.path()).map_err(Error::io("read", folder.path()))?;
         let deb = entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some());
         let deb = deb.ok_or_else(|| Error::Fetch {
@@ -218,8 +241,56 @@ Acquire::Check-Valid-Until "false";
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// An apt root that uses no proxy.
+    pub(crate) fn apt(root: &Path) -> Apt {
+        for folder in
+            ["var/lib/dpkg", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "etc/apt"]
+        {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
+        let direct = "Acquire::http::Proxy \"DIRECT\";\n";
+        fs::write(root.join("lab.conf"), configuration(root) + direct).unwrap();
+        Apt { root: root.to_owned() }
+    }
+
+    #[test]
+    fn an_index_is_read_once_until_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let apt = apt(folder.path());
+        let file = folder.path().join("Packages");
+        let read = |version: &str| {
+            let text = crate::index::tests::paragraph(
+                "linux-image-6.1.0-1-cloud-amd64",
+                version,
+                "amd64",
+                "pool/x.deb",
+                7,
+                &"a".repeat(64),
+            );
+            fs::write(&file, text).unwrap();
+            let mut both = Vec::new();
+            for _ in 0..2 {
+                let mut index = Index::default();
+                apt.add(&mut index, &file, "bookworm", "http://mirror.example/debian").unwrap();
+                both.push(index);
+            }
+            assert_eq!(both[0], both[1]);
+            let kernel = both[0].kernels(crate::Arch::X86_64, "cloud-amd64").remove(0);
+            match kernel.origin {
+                Origin::Debian { version, .. } => version,
+                Origin::Added { from } => from,
+            }
+        };
+        assert_eq!(read("6.1.9-1"), "6.1.9-1");
+        assert_eq!(read("6.1.10-1"), "6.1.10-1");
+        let mut none = Index::default();
+        apt.add(&mut none, &folder.path().join("gone"), "x", "y").unwrap();
+        assert_eq!(none, Index::default());
+    }
 
     const ANSWER: &str = "http://elsewhere.example/node\tnodistro\n\
         http://mirror.example/debian/\tbookworm\n\

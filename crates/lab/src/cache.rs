@@ -46,11 +46,18 @@ impl Cache {
         }
     }
 
-    /// What is here of `kernel`, or [`Error::NotFetched`].
+    /// Whether `kernel` is here. Looking at it this way is not using it.
+    pub fn has(&self, kernel: &Kernel) -> bool {
+        Installed::at(&self.folder(kernel), &kernel.release).is_some()
+    }
+
+    /// What is here of `kernel`, to be used now, or [`Error::NotFetched`].
     pub fn installed(&self, kernel: &Kernel) -> Result<Installed, Error> {
         let root = self.folder(kernel);
-        Installed::at(&root, &kernel.release)
-            .ok_or_else(|| Error::NotFetched { name: kernel.name.clone(), cache: self.root.clone() })
+        let installed = Installed::at(&root, &kernel.release)
+            .ok_or_else(|| Error::NotFetched { name: kernel.name.clone(), cache: self.root.clone() })?;
+        self.mark_used(kernel);
+        Ok(installed)
     }
 }
 

@@ -1,12 +1,13 @@
 //! An emulator as a process of ours: started, watched, gone with us.
 
+pub(crate) mod bochs;
 pub(crate) mod qemu;
 pub(crate) mod qmp;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
@@ -59,6 +60,10 @@ pub(crate) struct Plan {
     pub program: &'static str,
     /// The Debian package that brings it.
     pub package: &'static str,
+    /// It opens a network port that nobody asked for, so it gets a network of its own, where this machine allows that.
+    pub offline: bool,
+    /// What it says when the host has powered off, for one that then exits as if it had failed.
+    pub farewell: Option<&'static str>,
     /// Its arguments. Files in memory and sockets are named by their number, which the program inherits.
     pub args: Vec<String>,
     /// Sockets to hand over: ours are closed once it runs, so that its death is noticed.
@@ -80,7 +85,23 @@ pub(crate) fn number(fd: &impl AsFd) -> i32 {
 #[derive(Debug)]
 pub(crate) struct Emulator {
     child: Child,
+    farewell: Option<&'static str>,
     words: MemFile,
+}
+
+/// What to put before a command so that it has no network; nothing where that is not allowed.
+fn no_network() -> &'static [&'static str] {
+    static WAY: OnceLock<&[&str]> = OnceLock::new();
+    WAY.get_or_init(|| {
+        let ways: [&[&str]; 2] =
+            [&["unshare", "--net", "--"], &["unshare", "--map-root-user", "--net", "--"]];
+        let works = |way: &&[&str]| {
+            let mut command = Command::new(way[0]);
+            command.args(&way[1..]).arg("true").stdin(Stdio::null()).stdout(Stdio::null());
+            command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        ways.into_iter().find(works).unwrap_or(&[])
+    })
 }
 
 /// Only one emulator is started at a time: what it inherits must not be inherited by another.
@@ -97,9 +118,12 @@ impl Emulator {
         tool::find(plan.program).ok_or_else(|| missing(plan.program, plan.package))?;
         tool::find("setpriv").ok_or_else(|| missing("setpriv", "util-linux"))?;
         let words = MemFile::new("words", b"")?;
-        // setpriv becomes the emulator, with the kernel's order to kill it when we are gone, however we went.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", plan.program]).args(&plan.args).stderr(words.output()?);
+        let mut line: Vec<&str> = if plan.offline { no_network().to_vec() } else { vec![] };
+        // setpriv becomes the emulator, with the kernel's order to kill it when we are gone, however we went. It comes
+        // last: the order does not outlive a change of rights.
+        line.extend(["setpriv", "--pdeathsig", "KILL", "--", plan.program]);
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).args(&plan.args).stderr(words.output()?);
         match console {
             Console::Kept(_) => command.stdin(Stdio::null()).stdout(words.output()?),
             Console::Terminal => command.stdin(Stdio::inherit()).stdout(Stdio::inherit()),
@@ -111,7 +135,7 @@ impl Emulator {
         }
         let child = command.spawn().map_err(Error::io("start", plan.program))?;
         drop(plan.hand_over);
-        Ok(Emulator { child, words })
+        Ok(Emulator { child, farewell: plan.farewell, words })
     }
 
     /// How it ended; nothing while it runs.
@@ -122,6 +146,13 @@ impl Emulator {
     /// Waits for its end, which something else must have brought about.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
         self.child.wait().map_err(Error::io("wait for", "the emulator"))
+    }
+
+    /// Waits for its end, and tells what is wrong with it if it is not that the host has powered off.
+    pub fn powered_off(&mut self) -> Result<Result<(), ExitStatus>, Error> {
+        let status = self.wait()?;
+        let said = self.farewell.is_some_and(|farewell| self.words().contains(farewell));
+        Ok(if status.success() || said { Ok(()) } else { Err(status) })
     }
 
     /// What it said.
@@ -145,7 +176,15 @@ mod tests {
     use std::path::Path;
 
     fn plan(script: &str, hand_over: Vec<OwnedFd>) -> Plan {
-        Plan { program: "sh", package: "dash", args: vec!["-c".into(), script.into()], hand_over }
+        // Not sh, which may know numbers up to 9 only.
+        Plan {
+            program: "bash",
+            package: "bash",
+            farewell: None,
+            offline: false,
+            args: vec!["-c".into(), script.into()],
+            hand_over,
+        }
     }
 
     #[test]
@@ -174,8 +213,14 @@ mod tests {
     #[test]
     fn a_missing_emulator_names_its_package() {
         let console = Console::Kept(MemFile::new("console", b"").unwrap());
-        let plan =
-            Plan { program: "no-such-emulator", package: "emulators", args: vec![], hand_over: vec![] };
+        let plan = Plan {
+            program: "no-such-emulator",
+            package: "emulators",
+            args: vec![],
+            farewell: None,
+            offline: false,
+            hand_over: vec![],
+        };
         let error = Emulator::start(plan, &console).unwrap_err().to_string();
         assert!(error.contains("apt-get install emulators"), "{error}");
     }

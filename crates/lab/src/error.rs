@@ -13,7 +13,7 @@ use crate::host::Lane;
 pub enum Error {
     /// No host of this name is known.
     #[error(
-        "no host of the lab is called `{name}`\nhint: one of {known}; `-nvhe` after an arm64 kernel's name is another lane"
+        "no host of the lab is called `{name}`\nhint: one of {known}; `-nvhe` after an arm64 kernel's name and `-vmx` after an x86 kernel's are other lanes"
     )]
     UnknownHost {
         /// The name that was asked for.
@@ -29,6 +29,14 @@ pub enum Error {
         /// What it was built for.
         arch: &'static str,
         /// The lane that was asked for.
+        lane: Lane,
+    },
+    /// A host takes one job, when it boots.
+    #[error("{host} takes no further job: the lane {lane} gives a host one, and boots it for that")]
+    OneJob {
+        /// The host's name.
+        host: String,
+        /// Its lane.
         lane: Lane,
     },
     /// A lane has no links.
@@ -54,6 +62,34 @@ pub enum Error {
         name: String,
         /// Where it was looked for.
         cache: PathBuf,
+    },
+    /// The archive does not have a kernel, or not any more.
+    #[error("{name} is not served: {why}\nhint: {hint}")]
+    NotServed {
+        /// The kernel's short name.
+        name: String,
+        /// What is missing.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Nothing of this name is in the cache.
+    #[error("the cache holds no kernel `{name}`\nhint: it holds {}", if stored.is_empty() { "none" } else { stored })]
+    NotStored {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are.
+        stored: String,
+    },
+    /// A kernel that a user brings cannot be taken.
+    #[error("{what}: {why}\nhint: {hint}")]
+    Refused {
+        /// The file, folder or name.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What to do.
+        hint: String,
     },
     /// A file or folder could not be used.
     #[error("cannot {what} {path}: {source}")]
@@ -86,9 +122,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// A package is not the one that the list names.
-    #[error(
-        "{package}: its SHA-256 is {found}, the list has {expected}\nhint: the file was deleted; fetch again"
-    )]
+    #[error("{package}: its SHA-256 is {found}, it should be {expected}\nhint: fetch again")]
     Digest {
         /// The package's name.
         package: String,
@@ -107,7 +141,7 @@ pub enum Error {
     },
     /// A binary that runs inside is missing.
     #[error(
-        "no static {arch} {name} beside this program\nhint: cargo xtask cross; or name its folder in EVENKEEL_STATIC"
+        "no static {arch} {name} in a folder `static` beside this program or above it\nhint: in evenkeel's source, `cargo xtask cross --arch {arch}` builds it into target/static; EVENKEEL_STATIC names another folder that holds {arch}/{name}"
     )]
     NoBinary {
         /// `evenkeel` or `evenkeel-lab-init`.

@@ -2,6 +2,7 @@
 //! what one kernel offers on two CPUs are two offers.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::kernel::{Arch, Kernel, LISTED};
@@ -11,6 +12,8 @@ use crate::kernel::{Arch, Kernel, LISTED};
 pub enum Lane {
     /// x86 with AMD's SVM and nested paging: QEMU's EPYC.
     Svm,
+    /// x86 with Intel's VMX and extended page tables: Bochs' Broadwell. Minutes a run, one job a boot.
+    Vmx,
     /// arm64 with EL2 and a GICv3, KVM in VHE mode: QEMU's `max`. Always booted anew: such a host does not survive
     /// being resumed.
     Arm64,
@@ -20,12 +23,13 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Lane; 3] = [Lane::Svm, Lane::Arm64, Lane::Arm64Nvhe];
+    pub const ALL: [Lane; 4] = [Lane::Svm, Lane::Vmx, Lane::Arm64, Lane::Arm64Nvhe];
 
     /// The lane's name.
     pub fn name(self) -> &'static str {
         match self {
             Lane::Svm => "svm",
+            Lane::Vmx => "vmx",
             Lane::Arm64 => "arm64",
             Lane::Arm64Nvhe => "arm64-nvhe",
         }
@@ -34,7 +38,7 @@ impl Lane {
     /// The architecture of its hosts.
     pub fn arch(self) -> Arch {
         match self {
-            Lane::Svm => Arch::X86_64,
+            Lane::Svm | Lane::Vmx => Arch::X86_64,
             Lane::Arm64 | Lane::Arm64Nvhe => Arch::Aarch64,
         }
     }
@@ -43,22 +47,48 @@ impl Lane {
     pub fn suffix(self) -> &'static str {
         match self {
             Lane::Svm | Lane::Arm64 => "",
+            Lane::Vmx => "-vmx",
             Lane::Arm64Nvhe => "-nvhe",
         }
     }
 
     /// Whether a host is up within seconds.
     pub fn quick(self) -> bool {
-        match self {
-            Lane::Svm | Lane::Arm64 | Lane::Arm64Nvhe => true,
-        }
+        !self.one_job()
     }
 
     /// Whether two hosts can be joined by a link.
     pub fn links(self) -> bool {
+        !self.one_job()
+    }
+
+    /// What emulates it.
+    pub fn emulator(self) -> &'static str {
         match self {
-            Lane::Svm | Lane::Arm64 | Lane::Arm64Nvhe => true,
+            Lane::Svm | Lane::Arm64 | Lane::Arm64Nvhe => "QEMU",
+            Lane::Vmx => "Bochs",
         }
+    }
+
+    /// The module that makes its kernels hosts; nothing where KVM is built in.
+    pub(crate) fn kvm_module(self) -> Option<&'static str> {
+        match self {
+            Lane::Svm => Some("kvm_amd"),
+            Lane::Vmx => Some("kvm_intel"),
+            Lane::Arm64 | Lane::Arm64Nvhe => None,
+        }
+    }
+
+    /// Whether a host takes one job, when it boots, and powers off after it: there is no way in but its disc, and no
+    /// way out but a serial port. Such hosts cannot be linked.
+    pub fn one_job(self) -> bool {
+        self == Lane::Vmx
+    }
+
+    /// How long a boot or a job may take unless somebody says otherwise. Measured boots: seconds under QEMU, one to two
+    /// minutes under Bochs, on two idle cores.
+    pub fn patience(self) -> Duration {
+        Duration::from_secs(if self == Lane::Vmx { 600 } else { 120 })
     }
 
     /// Whether a host that is booted and idle can be kept as a file and resumed.
@@ -68,7 +98,7 @@ impl Lane {
     pub fn resumable(self) -> bool {
         match self {
             Lane::Svm | Lane::Arm64Nvhe => true,
-            Lane::Arm64 => false,
+            Lane::Arm64 | Lane::Vmx => false,
         }
     }
 }

@@ -36,12 +36,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Machine {
     /// A host that takes jobs: resumed where there is a file of it, else booted, and then kept for the next time where
     /// its lane allows that.
+    ///
+    /// # Errors
+    /// Besides all that can go wrong: [`Error::OneJob`], where [`run`](crate::run) is the way.
     pub fn up(host: &Host, options: &Options) -> Result<Machine, Error> {
         Machine::up_with(host, options, None)
     }
 
     /// The same, with one end of a link to another host.
     pub(crate) fn up_with(host: &Host, options: &Options, link: Option<OwnedFd>) -> Result<Machine, Error> {
+        if host.lane.one_job() {
+            return Err(Error::OneJob { host: host.name.clone(), lane: host.lane });
+        }
         let boot = Boot::of(host, options)?;
         let start = |link| -> Result<Start<'_>, Error> {
             let console = Console::Kept(MemFile::new("console", b"")?);

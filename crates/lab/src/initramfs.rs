@@ -12,6 +12,11 @@ pub mod paths {
     pub const PROGRAM: &str = "/lab/program";
     /// The program's working folder.
     pub const WORK: &str = "/lab/work";
+    /// The one job of a host that takes it when it boots, as frames that end with [`crate::frame::Kind::Off`]; its
+    /// results go to [`RESULTS`].
+    pub const JOB: &str = "/lab/job";
+    /// The second serial port of such a host.
+    pub const RESULTS: &str = "/dev/ttyS1";
     /// The link to another host, where there is one: a file to read and write.
     pub const LINK: &str = "/dev/evenkeel-link";
     /// The name of the virtio-serial port that jobs come from and results go to.
@@ -20,10 +25,19 @@ pub mod paths {
     pub const LINK_PORT: &str = "evenkeel.link";
 }
 
+/// What is appended to the initramfs of a host that takes its one job when it boots. The kernel unpacks one archive
+/// after another (Documentation/driver-api/early-userspace/buffer-format.rst).
+pub(crate) fn append_job(initramfs: &mut Vec<u8>, frames: &[u8]) {
+    let mut archive = Archive::new();
+    archive.file(&paths::JOB[1..], frames);
+    initramfs.resize(initramfs.len().next_multiple_of(512), 0);
+    initramfs.extend_from_slice(&archive.finish());
+}
+
 /// The initramfs of a host.
 pub(crate) fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::new();
-    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules"] {
+    for folder in ["dev", "proc", "sys", "tmp", "lab", "lab/modules", &paths::WORK[1..]] {
         archive.folder(folder);
     }
     // The kernel opens it for the init before anything is mounted.

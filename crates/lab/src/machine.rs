@@ -1,30 +1,25 @@
 //! A host that is up: it takes one job after another.
 
-use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::cache::Installed;
+use crate::channel::{Channel, LOOK, Patient, Progress, Why};
+use crate::emulator::bochs::Files;
 use crate::emulator::qemu::{self, Machine as Parts};
 use crate::emulator::qmp::Qmp;
-use crate::emulator::{Console, Emulator, Slots, socket};
+use crate::emulator::{Console, Emulator, Plan, Slots, socket};
 use crate::error::Error;
 use crate::frame::{self, FrameError, Kind};
 use crate::host::Host;
 use crate::initramfs;
 use crate::job::{Job, Output, Results};
-use crate::kernel::{Arch, Origin};
+use crate::kernel::Origin;
 use crate::memfile::MemFile;
 use crate::modules::{Module, Modules};
 use crate::options::Options;
 use crate::tool;
-
-/// The most that a console may write in bytes. A kernel that prints for ever must not fill the memory.
-const LONGEST_CONSOLE: u64 = 64 << 20;
-
-/// How often a wait looks whether the emulator still lives and the time is up.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A host that is up.
 #[derive(Debug)]
@@ -33,9 +28,10 @@ pub struct Machine {
     release: String,
     emulator: Emulator,
     console: Console,
-    port: UnixStream,
+    channel: Channel,
     control: Option<UnixStream>,
     timeout: Duration,
+    say: Option<fn(&str)>,
     /// From the emulator's start until the init was ready.
     pub boot: Duration,
     /// Whether it was resumed from a file instead of booted.
@@ -71,22 +67,66 @@ impl Boot {
 /// The modules of a host: KVM where it is one, what a capture looks at besides, and the channel's driver.
 fn modules(host: &Host, installed: &Installed) -> Result<Vec<Module>, Error> {
     let modules = Modules::scan(&installed.modules)?;
+    let kvm = host.lane.kvm_module();
     // Built in on arm64. A kernel that a user brought may have it built in on x86, too; if not, the job finds no
     // /dev/kvm and says so. One of the list without it is of no use.
-    let mut names: Vec<&str> = match (host.kernel.arch, &host.kernel.origin) {
-        (Arch::X86_64, Origin::Debian { .. }) => vec!["kvm_amd"],
-        (Arch::X86_64, Origin::Added { .. }) if modules.has("kvm_amd") => vec!["kvm_amd"],
-        _ => vec![],
+    let mut names: Vec<&str> = match (kvm, &host.kernel.origin) {
+        (Some(kvm), Origin::Added { .. }) if !modules.has(kvm) => vec![],
+        (kvm, _) => kvm.into_iter().collect(),
     };
     // Modules on old kernels, built in later; or in a package that is not served any more, and then a capture
     // says that it could not ask.
-    let optional = ["virtio_pci", "virtio_console", "tun", "vhost_net"];
-    names.extend(optional.into_iter().filter(|name| modules.has(name)));
-    modules.load_order(&names)
+    let channel: &[&str] = if host.lane.one_job() { &[] } else { &["virtio_pci", "virtio_console"] };
+    let optional = channel.iter().chain(&["tun", "vhost_net"]);
+    names.extend(optional.copied().filter(|name| modules.has(name)));
+    let mut order = modules.load_order(&names)?;
+    if host.lane.one_job() {
+        order.iter_mut().for_each(Module::hide_types);
+    }
+    Ok(order)
 }
 
 impl Machine {
-    /// Starts a host: from the beginning, or from the state that `incoming` holds and the release that it had then.
+    /// Boots a host of a lane where a host takes one job, and waits until its init runs it.
+    fn boot_with(host: &Host, job: &Job, options: &Options) -> Result<Machine, Error> {
+        let Boot { installed, mut initramfs } = Boot::of(host, options)?;
+        let mut frames = job.frames()?;
+        frame::write(&mut frames, Kind::Off, "", b"").map_err(Error::io("write", "a frame"))?;
+        initramfs::append_job(&mut initramfs, &frames);
+        let console = MemFile::new("console", b"")?;
+        let files = Files::new(&installed, &initramfs, &console, options.memory_mib)?;
+        let plan = files.plan();
+        let mut machine = Machine::of(host, options, plan, Channel::File(files, 0), Console::Kept(console))?;
+        machine.greet()?;
+        Ok(machine)
+    }
+
+    /// Starts an emulator, and waits for nothing.
+    fn of(
+        host: &Host,
+        options: &Options,
+        plan: Plan,
+        channel: Channel,
+        console: Console,
+    ) -> Result<Machine, Error> {
+        let started = Instant::now();
+        Ok(Machine {
+            host: host.name.clone(),
+            release: String::new(),
+            emulator: Emulator::start(plan, &console)?,
+            console,
+            channel,
+            control: None,
+            timeout: options.timeout.unwrap_or_else(|| host.lane.patience()),
+            say: options.progress,
+            boot: Duration::ZERO,
+            resumed: false,
+            started,
+        })
+    }
+
+    /// Starts a host of a lane that takes one job after another: from the beginning, or from the state that `incoming`
+    /// holds and the release that it had then.
     pub(crate) fn start(
         start: Start<'_>,
         boot: &Boot,
@@ -108,19 +148,8 @@ impl Machine {
             link,
             incoming,
         });
-        let started = Instant::now();
-        let mut machine = Machine {
-            host: host.name.clone(),
-            release: String::new(),
-            emulator: Emulator::start(plan, &console)?,
-            console,
-            port,
-            control: Some(control),
-            timeout: options.timeout,
-            boot: Duration::ZERO,
-            resumed: false,
-            started,
-        };
+        let mut machine = Machine::of(host, options, plan, Channel::Port(port), console)?;
+        machine.control = Some(control);
         match release {
             Some(release) => {
                 let mut qmp = machine.qmp()?;
@@ -134,18 +163,23 @@ impl Machine {
                 on.map_err(|why| machine.died(why))?;
                 machine.release = release;
                 machine.resumed = true;
+                machine.boot = machine.started.elapsed();
             }
-            None => {
-                let frame = machine.frame(started)?;
-                match frame.kind {
-                    Kind::Ready => machine.release = String::from_utf8_lossy(&frame.body).into_owned(),
-                    Kind::Failure => return Err(machine.inside(&frame.body)),
-                    other => return Err(machine.died(format!("its first word was {other:?}, not Ready"))),
-                }
-            }
+            None => machine.greet()?,
         }
-        machine.boot = started.elapsed();
         Ok(machine)
+    }
+
+    /// Waits until the init is ready.
+    fn greet(&mut self) -> Result<(), Error> {
+        let frame = self.frame(self.started)?;
+        match frame.kind {
+            Kind::Ready => self.release = String::from_utf8_lossy(&frame.body).into_owned(),
+            Kind::Failure => return Err(self.inside(&frame.body)),
+            other => return Err(self.died(format!("its first word was {other:?}, not Ready"))),
+        }
+        self.boot = self.started.elapsed();
+        Ok(())
     }
 
     /// `uname -r`, as the host said it.
@@ -169,6 +203,11 @@ impl Machine {
         let start = Instant::now();
         let frames = job.frames()?;
         self.send(&frames)?;
+        self.results(start)
+    }
+
+    /// Reads the results of the job that runs since `start`.
+    fn results(&mut self, start: Instant) -> Result<Output, Error> {
         let mut results = Results::default();
         loop {
             let frame = self.frame(start)?;
@@ -182,17 +221,21 @@ impl Machine {
 
     /// Powers the host off; it is gone when this returns. Returns how long it was up.
     pub fn off(mut self) -> Result<Duration, Error> {
-        let mut frame = Vec::new();
-        frame::write(&mut frame, Kind::Off, "", b"").map_err(Error::io("write", "a frame"))?;
-        self.send(&frame)?;
+        if let Channel::Port(_) = self.channel {
+            let mut frame = Vec::new();
+            frame::write(&mut frame, Kind::Off, "", b"").map_err(Error::io("write", "a frame"))?;
+            self.send(&frame)?;
+        }
         match self.frame(Instant::now()) {
             // The emulator's end of the channel closes when it exits.
             Err(Error::Died { .. }) => {}
             Err(other) => return Err(other),
             Ok(frame) => return Err(self.died(format!("it said {:?} instead of powering off", frame.kind))),
         }
-        let status = self.emulator.wait()?;
-        if status.success() { Ok(self.started.elapsed()) } else { Err(self.died(status.to_string())) }
+        match self.emulator.powered_off()? {
+            Ok(()) => Ok(self.started.elapsed()),
+            Err(status) => Err(self.died(status.to_string())),
+        }
     }
 
     /// From now on jobs may take as long as they like.
@@ -208,18 +251,19 @@ impl Machine {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         // An emulator that is gone or stuck closes or fills the socket; the console tells why.
-        self.port.set_write_timeout(Some(self.timeout)).map_err(Error::io("set up", "a socket"))?;
-        self.port.write_all(bytes).map_err(|e| self.died(format!("it takes no job: {e}")))
+        let timeout = self.timeout;
+        self.channel.send(bytes, timeout).map_err(|e| self.died(format!("it takes no job: {e}")))
     }
 
     /// The next frame, which has [`Options::timeout`] from `start` on.
     fn frame(&mut self, start: Instant) -> Result<frame::Frame, Error> {
         let deadline = start + self.timeout;
         let mut patient = Patient {
-            port: &mut self.port,
+            channel: &mut self.channel,
             console: &self.console,
             emulator: &mut self.emulator,
             deadline,
+            progress: Progress::new(&self.host, self.say, self.started, !self.release.is_empty()),
             why: None,
         };
         let read = frame::read(&mut patient);
@@ -252,55 +296,18 @@ impl Machine {
     }
 }
 
-/// Why a wait was given up.
-#[derive(Clone, Copy)]
-enum Why {
-    Late,
-    Flood,
-}
-
-/// A reader of the channel that looks up from time to time.
-struct Patient<'a> {
-    port: &'a mut UnixStream,
-    console: &'a Console,
-    emulator: &'a mut Emulator,
-    deadline: Instant,
-    why: Option<Why>,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            // Looked at before the read: what arrived before the end is still there after it.
-            let over = self.emulator.ended().map_err(io::Error::other)?.is_some();
-            match self.port.read(buffer) {
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                // The other end went without reading all that we sent.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
-                done => return done,
-            }
-            if over {
-                return Ok(0);
-            }
-            if let Console::Kept(file) = self.console
-                && file.len() > LONGEST_CONSOLE
-            {
-                self.why = Some(Why::Flood);
-                return Ok(0);
-            }
-            if Instant::now() > self.deadline {
-                self.why = Some(Why::Late);
-                return Ok(0);
-            }
-        }
-    }
-}
-
 /// Boots or resumes `host`, runs `job`, powers off. The emulator is gone when this returns.
 pub fn run(host: &Host, job: &Job, options: &Options) -> Result<Run, Error> {
     let _slot = Slots::take(1);
-    let mut machine = Machine::up(host, options)?;
-    let output = machine.run(job)?;
+    let (machine, output) = if host.lane.one_job() {
+        let mut machine = Machine::boot_with(host, job, options)?;
+        let output = machine.results(Instant::now())?;
+        (machine, output)
+    } else {
+        let mut machine = Machine::up(host, options)?;
+        let output = machine.run(job)?;
+        (machine, output)
+    };
     Ok(Run::after(machine, output))
 }
 

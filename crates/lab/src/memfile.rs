@@ -47,6 +47,14 @@ impl MemFile {
         String::from_utf8_lossy(&bytes[..read]).into_owned()
     }
 
+    /// The last line that holds anything, of the last few thousand bytes.
+    pub fn last_line(&self) -> String {
+        let mut end = [0; 4096];
+        let read = self.read_at(&mut end, self.len().saturating_sub(4096)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&end[..read]);
+        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+    }
+
     /// The file as a program's output.
     pub fn output(&self) -> Result<Stdio, Error> {
         Ok(self.0.try_clone().map_err(Error::io("use", "a file in memory"))?.into())

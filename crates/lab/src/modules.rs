@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,28 @@ pub(crate) struct Module {
     pub name: String,
     /// The uncompressed ELF file.
     pub content: Vec<u8>,
+}
+
+/// What the kernel looks for at the end of a signed module (include/linux/module_signature.h).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+
+impl Module {
+    /// Hides the module's type information, which is there for BPF programs, and with it the signature, which would not
+    /// fit any more: the kernel marks itself as tainted by an unsigned module and loads the same code. For an emulator
+    /// that interprets every instruction: see the lane vmx, where reading the types is most of the time that KVM's
+    /// modules take.
+    pub fn hide_types(&mut self) {
+        let names = names_at(&self.content).unwrap_or(0..0);
+        let Some(names) = self.content.get_mut(names) else { return };
+        for at in 0..names.len().saturating_sub(5) {
+            if names[at] == 0 && names[at + 1..].starts_with(b".BTF") {
+                names[at + 1..at + 5].copy_from_slice(b".btf");
+            }
+        }
+        if self.content.ends_with(SIGNED) {
+            self.content.truncate(self.content.len() - SIGNED.len());
+        }
+    }
 }
 
 /// Every module file below some folders, by name.
@@ -44,6 +67,26 @@ impl Modules {
         Ok(Modules { files })
     }
 
+    /// Their files, by name.
+    pub fn files(&self) -> &BTreeMap<String, PathBuf> {
+        &self.files
+    }
+
+    /// The release that they were built for: what `vermagic=` says of KVM's module, or of any if there is none.
+    pub fn release(&self) -> Result<Option<String>, Error> {
+        let Some(file) = self.files.get("kvm").or_else(|| self.files.values().next()) else {
+            return Ok(None);
+        };
+        let content = read(file)?;
+        let Some(info) = section(&content, b".modinfo") else {
+            let why = "is no 64-bit ELF file with a .modinfo section".to_owned();
+            return Err(Error::Kernel { what: file.display().to_string(), why });
+        };
+        let line = info.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"vermagic="));
+        let word = line.and_then(|line| line.split(|byte| *byte == b' ').next());
+        Ok(word.map(|word| String::from_utf8_lossy(word).into_owned()))
+    }
+
     /// Whether `name` is a module here. One that is not may be built into the image.
     pub fn has(&self, name: &str) -> bool {
         self.files.contains_key(name)
@@ -67,8 +110,8 @@ impl Modules {
             return Err(wrong(format!("depends on itself through {}", above.join(", "))));
         }
         let file = self.files.get(name).ok_or_else(|| match above.last() {
-            Some(user) => wrong(format!("is not in this kernel's packages, and {user} needs it")),
-            None => wrong("is not in this kernel's packages".to_owned()),
+            Some(user) => wrong(format!("is not among this kernel's modules, and {user} needs it")),
+            None => wrong("is not among this kernel's modules".to_owned()),
         })?;
         let content = read(file)?;
         let depends = depends(&content).map_err(|why| wrong(why.to_owned()))?;
@@ -84,15 +127,19 @@ impl Modules {
 
 fn module_name(file: &Path) -> Option<String> {
     let name = file.file_name()?.to_str()?;
-    let stem = name.strip_suffix(".ko").or_else(|| name.strip_suffix(".ko.xz"))?;
-    Some(stem.replace('-', "_"))
+    let name =
+        [".xz", ".zst", ".gz"].into_iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(name);
+    Some(name.strip_suffix(".ko")?.replace('-', "_"))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    if file.extension().is_some_and(|extension| extension == "xz") {
-        return tool::output(Command::new("xz").arg("-dc").arg("--").arg(file), "xz-utils");
-    }
-    fs::read(file).map_err(Error::io("read", file))
+    let (program, package) = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
+        Some("gz") => ("gzip", "gzip"),
+        _ => return fs::read(file).map_err(Error::io("read", file)),
+    };
+    tool::output(Command::new(program).arg("-dc").arg("--").arg(file), package)
 }
 
 /// The names in the `depends=` line of a module's `.modinfo`.
@@ -102,6 +149,14 @@ fn depends(elf: &[u8]) -> Result<Vec<String>, &'static str> {
     let line = line.ok_or("has no depends= line")?;
     let names = std::str::from_utf8(line).map_err(|_| "has a depends= line that is not text")?;
     Ok(names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+}
+
+/// Where the names of an ELF file's sections are.
+fn names_at(elf: &[u8]) -> Option<Range<usize>> {
+    let (table, size, index) = (number(elf, 0x28, 8)?, number(elf, 0x3a, 2)?, number(elf, 0x3e, 2)?);
+    let header = elf.get(usize::try_from(table.checked_add(size.checked_mul(index)?)?).ok()?..)?;
+    let start = usize::try_from(number(header, 0x18, 8)?).ok()?;
+    Some(start..start.checked_add(usize::try_from(number(header, 0x20, 8)?).ok()?)?)
 }
 
 /// The content of a section of a little-endian 64-bit ELF file. Offsets are from the ELF specification's
@@ -131,13 +186,13 @@ fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The smallest ELF file with a .modinfo section.
-    fn module(depends: &str) -> Vec<u8> {
+    pub(crate) fn module(depends: &str) -> Vec<u8> {
         let names = b"\0.names\0.modinfo\0";
-        let info = format!("license=GPL\0depends={depends}\0name=x\0");
+        let info = format!("license=GPL\0depends={depends}\0name=x\0vermagic=6.12.1-mine SMP mod_unload \0");
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         let names_at = elf.len();
@@ -192,12 +247,59 @@ mod tests {
     }
 
     #[test]
+    fn modules_tell_the_release_that_they_are_for() {
+        let (folder, modules) = tree(&[("kvm.ko", "irqbypass"), ("irqbypass.ko", "")]);
+        assert_eq!(modules.release().unwrap().as_deref(), Some("6.12.1-mine"));
+        let (_folder, none) = tree(&[]);
+        assert_eq!(none.release().unwrap(), None);
+        fs::write(folder.path().join("kernel/some/where/kvm.ko"), "these are words").unwrap();
+        let error = modules.release().unwrap_err().to_string();
+        assert!(error.contains("kvm.ko") && error.contains("ELF"), "{error}");
+    }
+
+    #[test]
+    fn compressed_modules_are_unpacked() {
+        let (folder, _) = tree(&[("a.ko", ""), ("b-c.ko", "a"), ("d.ko", "b_c")]);
+        let file = |name: &str| folder.path().join("kernel/some/where").join(name);
+        tool::output(Command::new("xz").arg(file("a.ko")), "xz-utils").unwrap();
+        tool::output(Command::new("gzip").arg(file("b-c.ko")), "gzip").unwrap();
+        let modules = Modules::scan(&[folder.path().to_owned()]).unwrap();
+        let order = modules.load_order(&["d"]).unwrap();
+        assert_eq!(names(&order), ["a", "b_c", "d"]);
+        assert!(order.iter().all(|module| module.content.starts_with(b"\x7fELF")));
+    }
+
+    #[test]
     fn a_missing_dependency_and_a_cycle_are_named() {
         let (_folder, modules) = tree(&[("a.ko", "b"), ("b.ko", "a"), ("c.ko", "gone")]);
         let error = modules.load_order(&["a"]).unwrap_err().to_string();
         assert!(error.contains("depends on itself through a, b"), "{error}");
         let error = modules.load_order(&["c"]).unwrap_err().to_string();
         assert!(error.contains("module gone") && error.contains("c needs it"), "{error}");
+    }
+
+    #[test]
+    fn types_and_signature_are_hidden_and_nothing_else() {
+        let plain = module("kvm");
+        let mut signed = plain.clone();
+        signed.extend_from_slice(b"the signature");
+        signed.extend_from_slice(SIGNED);
+        let mut found = Module { name: "x".into(), content: signed };
+        found.hide_types();
+        assert_eq!(found.content, [&plain[..], b"the signature"].concat());
+        // A section of types in place of the other one.
+        let at = plain.windows(9).position(|w| w == b"\0.modinfo").unwrap();
+        let mut typed = plain.clone();
+        typed[at..at + 6].copy_from_slice(b"\0.BTF\0");
+        let mut found = Module { name: "x".into(), content: typed.clone() };
+        assert!(section(&found.content, b".BTF").is_some());
+        found.hide_types();
+        assert!(section(&found.content, b".BTF").is_none());
+        let changed = found.content.iter().zip(&typed).filter(|(a, b)| a != b).count();
+        assert_eq!((found.content.len(), changed), (typed.len(), 3));
+        for length in 0..typed.len() {
+            Module { name: "x".into(), content: typed[..length].to_vec() }.hide_types();
+        }
     }
 
     #[test]

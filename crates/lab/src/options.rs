@@ -17,8 +17,10 @@ pub struct Options {
     pub binaries: PathBuf,
     /// The emulated host's memory in MiB.
     pub memory_mib: u32,
-    /// When to give up on a boot or a job, on this machine's clock.
-    pub timeout: Duration,
+    /// When to give up on a boot or a job, on this machine's clock; the lane's own patience when nothing is said.
+    pub timeout: Option<Duration>,
+    /// Where words about a long wait go, a line each.
+    pub progress: Option<fn(&str)>,
     /// Boot anew even where the host could be resumed, and keep no state of it.
     pub fresh: bool,
 }
@@ -28,14 +30,14 @@ impl Options {
     pub(crate) const INIT: &'static str = "evenkeel-lab-init";
 
     /// Static binaries from `$EVENKEEL_STATIC`, or from the folder `static` beside this program or above it;
-    /// 256 MiB; two minutes; resuming what can be resumed.
+    /// 256 MiB; no words; resuming what can be resumed.
     pub fn new(cache: Cache) -> Result<Options, Error> {
         let binaries = match env::var_os("EVENKEEL_STATIC").filter(|value| !value.is_empty()) {
             Some(folder) => PathBuf::from(folder),
             None => beside_this_program()
                 .ok_or(Error::NoBinary { name: Options::INIT.to_owned(), arch: Arch::X86_64.name() })?,
         };
-        Ok(Options { cache, binaries, memory_mib: 256, timeout: Duration::from_secs(120), fresh: false })
+        Ok(Options { cache, binaries, memory_mib: 256, timeout: None, progress: None, fresh: false })
     }
 
     /// The static binary `name` for `arch`.

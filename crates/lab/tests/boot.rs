@@ -86,7 +86,7 @@ fn what_is_no_static_program_is_said() {
 #[test]
 fn a_host_that_takes_too_long_is_killed() {
     with_lab(|host, mut options| {
-        options.timeout = Duration::from_millis(400);
+        options.timeout = Some(Duration::from_millis(400));
         let binary = options.binary("evenkeel-lab-init", host.kernel.arch).unwrap();
         let error = run(host, &Job::new(binary), &options).unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error}");

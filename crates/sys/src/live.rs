@@ -13,6 +13,9 @@ use crate::{
     Arg, Backend, Creates, Errno, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source, environment,
 };
 
+/// Memory that a VM was given, by VM and slot.
+type Given = ((Handle, u32), Arc<Ram>);
+
 /// Real ioctls on real file descriptors.
 #[derive(Debug, Default)]
 pub struct Live {
@@ -20,7 +23,7 @@ pub struct Live {
     fds: RwLock<Vec<Option<Arc<OwnedFd>>>>,
     /// Memory that VMs were given, by VM and slot. A VM lives as long as any of its vCPUs and devices, which nobody
     /// counts here: so memory stays until its slot is given other memory, or this value goes.
-    memory: Mutex<Vec<((Handle, u32), Arc<Ram>)>>,
+    memory: Mutex<Vec<Given>>,
 }
 
 impl Live {

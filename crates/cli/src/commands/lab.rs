@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use evenkeel_lab::{Cache, Host, Job, Kernel, Options, Origin, fetch, host, hosts, kernels};
+use evenkeel_lab::{Cache, Host, Job, Kernels, Lane, Options, Origin};
 use serde::Serialize;
 
-use super::{lab_matrix, lab_run};
+use super::{lab_add, lab_bisect, lab_cache, lab_fetch, lab_matrix, lab_run};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// Real host kernels on this machine, under QEMU.
+/// Real host kernels on this machine, under QEMU and Bochs.
 #[derive(clap::Args)]
 pub struct Lab {
     #[command(subcommand)]
@@ -21,11 +21,12 @@ pub struct Lab {
 enum What {
     /// The kernels that the lab knows, and which of them are fetched.
     List,
-    /// Fetch kernels from Debian's archive into the cache; all of them when none is named. Installs nothing.
-    Fetch {
-        /// By name.
-        kernels: Vec<String>,
-    },
+    Fetch(lab_fetch::Fetch),
+    Add(lab_add::Add),
+    Import(lab_add::Import),
+    Remove(lab_add::Remove),
+    Cache(lab_cache::CacheCommand),
+    Bisect(lab_bisect::Bisect),
     /// Run a program on a kernel and bring back what it prints, its files and its exit code.
     Run {
         /// The hosts, two at a time.
@@ -43,9 +44,9 @@ enum What {
         /// Where files that are brought back go.
         #[arg(long, value_name = "FOLDER", default_value = ".")]
         into: PathBuf,
-        /// Seconds that a kernel may take.
-        #[arg(long, default_value_t = 120)]
-        timeout: u64,
+        /// Seconds that a boot or the program may take; 120 when not given, 600 for `-vmx`.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// `evenkeel` and its arguments, or the path of a static binary and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -57,8 +58,8 @@ enum What {
         /// The other host.
         other: String,
         /// Seconds that it may take.
-        #[arg(long, default_value_t = 120)]
-        timeout: u64,
+        #[arg(long)]
+        timeout: Option<u64>,
         /// The first host's program and its arguments, `---`, the second host's. Without `---`, the same on both.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -96,6 +97,8 @@ enum What {
         #[command(flatten)]
         options: super::matrix::Options,
     },
+    /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
+    Registers(super::lab_registers::Registers),
 }
 
 impl Lab {
@@ -108,15 +111,15 @@ impl Lab {
             }
             What::Matrix { hosts, options, .. } => lab_matrix::matrix(&cache, &hosts, &options, global),
             What::List => list(&cache, global),
-            What::Fetch { kernels } => {
-                let chosen: Vec<Kernel> = choose(&kernels)?.into_iter().map(|host| host.kernel).collect();
-                let chosen: Vec<&Kernel> = chosen.iter().collect();
-                fetch(&chosen, &cache, &mut |line| anstream::eprintln!("{line}")).map_err(failed)?;
-                Ok(0)
-            }
+            What::Fetch(what) => what.run(&cache),
+            What::Add(what) => what.run(&cache, global),
+            What::Import(what) => what.run(&cache, global),
+            What::Remove(what) => what.run(&cache),
+            What::Cache(what) => what.run(&cache, global),
+            What::Bisect(what) => what.run(cache, global),
             What::Run { hosts, fresh, send, bring, into, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
-                (options.timeout, options.fresh) = (Duration::from_secs(timeout), fresh);
+                let mut options = with_words(cache)?;
+                (options.timeout, options.fresh) = (timeout.map(Duration::from_secs), fresh);
                 let inputs = lab_run::read_all(&send)?;
                 let job = |host: &Host| {
                     let mut job = lab_run::program(&command, host, &options)?;
@@ -128,17 +131,17 @@ impl Lab {
                     let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
                     into.join(&host.name).join(name)
                 };
-                lab_run::each(&choose(&hosts)?, &options, global, job, place)
+                lab_run::each(&choose(&hosts, &options.cache)?, &options, global, job, place)
             }
             What::Link { one, other, timeout, command } => {
-                let mut options = Options::new(cache).map_err(failed)?;
-                options.timeout = Duration::from_secs(timeout);
-                let hosts = choose(&[one, other])?;
+                let mut options = with_words(cache)?;
+                options.timeout = timeout.map(Duration::from_secs);
+                let hosts = choose(&[one, other], &options.cache)?;
                 lab_run::link(&hosts, &command, &options, global)
             }
             What::Shell { host: name, send } => {
                 let options = Options::new(cache).map_err(failed)?;
-                let host = choose(&[name])?.remove(0);
+                let host = choose(&[name], &options.cache)?.remove(0);
                 let mut files = lab_run::read_all(&send)?;
                 // Where it is not built a person can still look around.
                 if let Ok(binary) = options.binary("evenkeel", host.kernel.arch) {
@@ -147,13 +150,23 @@ impl Lab {
                 anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
                 Ok(lab_run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
             }
+            What::Registers(registers) => {
+                let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
+                let chosen: Vec<Host> = match registers.kernels.as_slice() {
+                    [] => Kernels::load(&cache).hosts().into_iter().filter(fetched).collect(),
+                    names => choose(names, &cache)?,
+                };
+                registers.run(&chosen, cache, global)
+            }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {
-                    [] => hosts().into_iter().filter(|h| cache.installed(&h.kernel).is_ok()).collect(),
-                    names => choose(names)?,
+                    [] => {
+                        Kernels::load(&cache).hosts().into_iter().filter(|h| cache.has(&h.kernel)).collect()
+                    }
+                    names => choose(names, &cache)?,
                 };
                 // Booted anew: a capture is of a host as it comes up.
-                let options = Options { fresh: true, ..Options::new(cache).map_err(failed)? };
+                let options = Options { fresh: true, ..with_words(cache)? };
                 let job = |host: &Host| {
                     let binary = options.binary("evenkeel", host.kernel.arch)?;
                     Ok(Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json"))
@@ -165,19 +178,23 @@ impl Lab {
     }
 }
 
-pub(super) fn failed(e: evenkeel_lab::Error) -> Failure {
+/// Options whose words about long waits go to the standard error.
+fn with_words(cache: Cache) -> Result<Options, Failure> {
+    let mut options = Options::new(cache).map_err(failed)?;
+    options.progress = Some(|words| anstream::eprintln!("{words}"));
+    Ok(options)
+}
+
+/// An error of the lab, as it is told.
+pub fn failed(e: evenkeel_lab::Error) -> Failure {
     let text = e.to_string();
     let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
     Failure { exit: 3, ..Failure::bad(message, hint) }
 }
 
-fn choose(names: &[String]) -> Result<Vec<Host>, Failure> {
-    match names {
-        [] => Ok(hosts()),
-        names => {
-            names.iter().map(|n| host(n, kernels()).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
-        }
-    }
+fn choose(names: &[String], cache: &Cache) -> Result<Vec<Host>, Failure> {
+    let known = Kernels::load(cache);
+    names.iter().map(|n| known.host(n).map_err(|e| Failure { exit: 2, ..failed(e) })).collect()
 }
 
 /// A host that the lab knows.
@@ -193,7 +210,7 @@ struct Listed<'a> {
 }
 
 fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
-    let all = hosts();
+    let all = Kernels::load(cache).hosts();
     let all: Vec<Listed<'_>> = all
         .iter()
         .map(|h| {
@@ -201,7 +218,7 @@ fn list(cache: &Cache, global: Global) -> Result<u8, Failure> {
                 Origin::Debian { version, suite, .. } => (suite.as_str(), version.as_str()),
                 Origin::Added { from } => (from.as_str(), ""),
             };
-            let fetched = cache.installed(&h.kernel).is_ok();
+            let fetched = cache.has(&h.kernel);
             Listed { name: &h.name, lane: h.lane.name(), release: &h.kernel.release, from, version, fetched }
         })
         .collect();

@@ -1,13 +1,17 @@
 //! `evenkeel lab matrix`, with hosts that are booted for it.
 
 use evenkeel_hosts::BUNDLED;
-use evenkeel_lab::{Cache, Error, Exit, Host, Job, Options, each, host, hosts, kernels, run};
+use evenkeel_lab::{Cache, Host, Kernels, Options, each};
 use evenkeel_report::matrix::Origin;
 
 use super::lab::failed;
+use super::lab_run;
 use super::matrix::{self, MatrixHost};
 use crate::Global;
 use crate::failure::Failure;
+
+/// The file that a capture is written to, inside.
+const FILE: &str = "surface.json";
 
 /// Captures the hosts and asks for all their pairs. Exits with 3 when a host could not be captured; the others are
 /// asked all the same.
@@ -19,10 +23,11 @@ pub fn matrix(
 ) -> Result<u8, Failure> {
     let mut found: Vec<MatrixHost> = Vec::new();
     let mut to_boot: Vec<Host> = Vec::new();
+    let known = Kernels::load(cache);
     let bundled = |name: &str| BUNDLED.iter().any(|b| b.name == name);
     if names.is_empty() {
-        for host in hosts() {
-            if cache.installed(&host.kernel).is_ok() && host.lane.quick() {
+        for host in known.hosts() {
+            if cache.has(&host.kernel) && host.lane.quick() {
                 to_boot.push(host);
             } else if bundled(&host.name) {
                 anstream::eprintln!("{}: captured earlier", host.name);
@@ -33,8 +38,8 @@ pub fn matrix(
         }
     } else {
         for name in names {
-            match host(name, kernels()) {
-                Ok(host) if cache.installed(&host.kernel).is_ok() => to_boot.push(host),
+            match known.host(name) {
+                Ok(host) if cache.has(&host.kernel) => to_boot.push(host),
                 _ => {
                     let origin = if bundled(name) { Origin::Bundled } else { Origin::Given };
                     found.push(MatrixHost::of(evenkeel_hosts::load(name)?, origin));
@@ -52,7 +57,7 @@ pub fn matrix(
                 let line = format!("[{}/{}] {}: boot and capture\n", i + 1, to_boot.len(), host.name);
                 anstream::eprint!("{line}");
             },
-            |host| capture(host, &options),
+            |host| lab_run::document(host, ["capture", "-o", FILE], &[], FILE, &[0], &options),
             |host, captured| match captured.map_err(failed).and_then(|bytes| {
                 let loaded = evenkeel_hosts::emulated(&host.name, &bytes)?;
                 Ok(MatrixHost {
@@ -74,21 +79,5 @@ pub fn matrix(
         // Why there is nothing has been said above.
         (0, Some(failure)) => Err(failure),
         _ => Ok(matrix::matrix(&found, options, global)?.max(worst)),
-    }
-}
-
-/// Boots a host and captures it.
-fn capture(host: &Host, options: &Options) -> Result<Vec<u8>, Error> {
-    const FILE: &str = "surface.json";
-    let binary = options.binary("evenkeel", host.kernel.arch)?;
-    let mut run = run(host, &Job::new(binary).arg("capture").arg("-o").arg(FILE).output(FILE), options)?;
-    let words = String::from_utf8_lossy(&run.output.stderr).trim().to_owned();
-    match (run.output.exit, run.output.files.remove(FILE)) {
-        (Exit::Code(0), Some(bytes)) => Ok(bytes),
-        (exit, _) => Err(Error::Inside {
-            kernel: host.name.clone(),
-            message: format!("evenkeel capture: {exit:?}: {words}"),
-            console: run.console,
-        }),
     }
 }

@@ -109,6 +109,31 @@ pub fn program(command: &[String], host: &Host, options: &Options) -> Result<Job
     Ok(args.iter().fold(Job::new(binary), |job, arg| job.arg(arg)))
 }
 
+/// Runs `evenkeel` with these arguments on a host, and brings back the file that it wrote. Exit codes other than those
+/// in `accept` are an error.
+pub fn document(
+    host: &Host,
+    args: impl IntoIterator<Item = impl Into<String>>,
+    inputs: &[(String, Vec<u8>)],
+    file: &str,
+    accept: &[i32],
+    options: &Options,
+) -> Result<Vec<u8>, Error> {
+    let mut job = Job::new(options.binary("evenkeel", host.kernel.arch)?).output(file);
+    job.args = args.into_iter().map(Into::into).collect();
+    job.inputs = inputs.to_vec();
+    let mut run = evenkeel_lab::run(host, &job, options)?;
+    let words = String::from_utf8_lossy(&run.output.stderr).trim().to_owned();
+    match (run.output.exit, run.output.files.remove(file)) {
+        (Exit::Code(code), Some(bytes)) if accept.contains(&code) => Ok(bytes),
+        (exit, _) => Err(Error::Inside {
+            kernel: host.name.clone(),
+            message: format!("evenkeel {}: {exit:?}: {words}", job.args.join(" ")),
+            console: run.console,
+        }),
+    }
+}
+
 /// Files by their names without folders.
 pub fn read_all(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     let read = |path: &PathBuf| {

@@ -24,6 +24,14 @@ pub enum Document {
     LabRun,
     /// What `lab matrix` prints.
     Matrix,
+    /// What `registers save` writes.
+    Registers,
+    /// What `registers load` writes.
+    RegistersLoaded,
+    /// What `lab registers` writes: the matrix.
+    RegistersMatrix,
+    /// What `lab bisect` prints.
+    Bisect,
 }
 
 impl Document {
@@ -39,6 +47,10 @@ impl Document {
             Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
             Document::LabRun => schemars::schema_for!(super::lab_run::RunReport),
+            Document::Registers => schemars::schema_for!(evenkeel_state::RegisterFile),
+            Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::LoadReport),
+            Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::matrix::Matrix),
+            Document::Bisect => schemars::schema_for!(super::lab_bisect::BisectReport),
         }
     }
 }

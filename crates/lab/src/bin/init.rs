@@ -21,6 +21,7 @@ use evenkeel_lab::frame::{self, FrameError, Kind};
 use evenkeel_lab::paths;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
+use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -28,7 +29,7 @@ fn main() {
     if std::process::id() != 1 {
         look();
     }
-    if let Err(error) = prepare().and_then(|port| serve(&port)) {
+    if let Err(error) = prepare().and_then(|channel| serve(&channel)) {
         eprintln!("evenkeel-lab-init: {error}");
     }
     off();
@@ -85,41 +86,96 @@ fn off() -> ! {
     std::process::exit(1);
 }
 
+/// Where jobs come from, and where results go.
+struct Channel {
+    jobs: File,
+    results: File,
+    /// The results go over a wire that is slow and loses what is on its way when the machine is powered off.
+    wire: bool,
+}
+
+impl Channel {
+    fn say(&self, kind: Kind, name: &str, body: &[u8]) -> Result<()> {
+        Ok(frame::write(&mut &self.results, kind, name, body)?)
+    }
+
+    /// Waits until all that was said is out.
+    fn flush(&self) -> Result<()> {
+        if self.wire {
+            tcdrain(&self.results)?;
+        }
+        Ok((&self.results).flush()?)
+    }
+
+    /// The job that came with the boot, and the second serial port.
+    fn serial() -> Result<Channel> {
+        let results = OpenOptions::new().read(true).write(true).open(paths::RESULTS)?;
+        let mut settings = tcgetattr(&results)?;
+        settings.make_raw();
+        // The fastest there is: a serial port's base rate.
+        settings.set_speed(115_200)?;
+        tcsetattr(&results, OptionalActions::Now, &settings)?;
+        Ok(Channel { jobs: File::open(paths::JOB)?, results, wire: true })
+    }
+
+    /// The virtio-serial port of this name.
+    fn port(name: &str) -> Result<Channel> {
+        let port = OpenOptions::new().read(true).write(true).open(port_device(name)?)?;
+        Ok(Channel { jobs: port.try_clone()?, results: port, wire: false })
+    }
+}
+
 /// Mounts what programs expect and opens the channel, which is a module on kernels before 6.12.
-fn prepare() -> Result<File> {
+fn prepare() -> Result<Channel> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
         mount(kind, target, kind, MountFlags::empty(), None)
             .map_err(|e| format!("cannot mount {target}: {e}"))?;
     }
+    if Path::new(paths::JOB).exists() {
+        return Channel::serial().map_err(|e| format!("cannot use {}: {e}", paths::RESULTS).into());
+    }
     // Those of the channel come first, so that a failure of the others can be told through it.
     load(|name| name.starts_with("virtio"))?;
-    let port = port(paths::PORT)?;
+    let channel = Channel::port(paths::PORT)?;
     symlink(port_device(paths::LINK_PORT)?, paths::LINK)?;
-    Ok(port)
+    Ok(channel)
 }
 
 /// Loads KVM, then one job after another until the lab has no more.
-fn serve(mut port: &File) -> Result<()> {
-    if let Err(error) = load(|name| !name.starts_with("virtio")) {
-        frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
+fn serve(channel: &Channel) -> Result<()> {
+    // Where a module takes half a minute, the console should say which.
+    let told = |name: &str| {
+        if channel.wire {
+            let _ = fs::write("/dev/kmsg", format!("<5>evenkeel-lab: loads {name}\n"));
+        }
+        !name.starts_with("virtio")
+    };
+    if let Err(error) = load(told) {
+        channel.say(Kind::Failure, "", error.to_string().as_bytes())?;
+        channel.flush()?;
         return Err(error);
     }
     let release = rustix::system::uname();
-    frame::write(&mut port, Kind::Ready, "", release.release().to_bytes())?;
+    channel.say(Kind::Ready, "", release.release().to_bytes())?;
     loop {
-        match Job::read(port) {
-            Ok(None) => return Ok(()),
+        let done = match Job::read(&channel.jobs) {
+            Ok(None) => Ok(true),
             Ok(Some(job)) => {
-                if let Err(error) = job.run(port) {
-                    frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
+                if let Err(error) = job.run(channel) {
+                    channel.say(Kind::Failure, "", error.to_string().as_bytes())?;
                 }
+                Ok(false)
             }
             // The lab is gone: nobody waits for this host any more.
-            Err(error) if matches!(error.downcast_ref(), Some(FrameError::Closed)) => return Ok(()),
+            Err(error) if matches!(error.downcast_ref(), Some(FrameError::Closed)) => Ok(true),
             Err(error) => {
-                frame::write(&mut port, Kind::Failure, "", error.to_string().as_bytes())?;
-                return Err(error);
+                channel.say(Kind::Failure, "", error.to_string().as_bytes())?;
+                Err(error)
             }
+        };
+        channel.flush()?;
+        if done? {
+            return Ok(());
         }
     }
 }
@@ -155,11 +211,6 @@ fn port_device(wanted: &str) -> Result<PathBuf> {
         sleep(Duration::from_millis(10));
     }
     Err(format!("no virtio-serial port called {wanted} appeared").into())
-}
-
-fn port(name: &str) -> Result<File> {
-    let device = port_device(name)?;
-    Ok(OpenOptions::new().read(true).write(true).open(device)?)
 }
 
 /// A job, whose program and files are in their places when it is read.
@@ -203,7 +254,7 @@ impl Job {
         }
     }
 
-    fn run(&self, mut port: &File) -> Result<()> {
+    fn run(&self, channel: &Channel) -> Result<()> {
         let (stdout, stderr) = ("/tmp/stdout", "/tmp/stderr");
         let mut command = Command::new(paths::PROGRAM);
         command.arg0(&self.name);
@@ -222,21 +273,18 @@ impl Job {
             format!("cannot start the program: {e}; it must be a static binary for this architecture")
         })?;
         match (status.code(), status.signal()) {
-            (Some(code), _) => frame::write(&mut port, Kind::Exited, "", &code.to_le_bytes())?,
-            (None, signal) => {
-                frame::write(&mut port, Kind::Killed, "", &signal.unwrap_or_default().to_le_bytes())?;
-            }
+            (Some(code), _) => channel.say(Kind::Exited, "", &code.to_le_bytes())?,
+            (None, signal) => channel.say(Kind::Killed, "", &signal.unwrap_or_default().to_le_bytes())?,
         }
-        frame::write(&mut port, Kind::Stdout, "", &fs::read(stdout)?)?;
-        frame::write(&mut port, Kind::Stderr, "", &fs::read(stderr)?)?;
+        channel.say(Kind::Stdout, "", &fs::read(stdout)?)?;
+        channel.say(Kind::Stderr, "", &fs::read(stderr)?)?;
         for name in &self.outputs {
             match fs::read(Path::new(paths::WORK).join(name)) {
-                Ok(content) => frame::write(&mut port, Kind::File, name, &content)?,
-                Err(error) => frame::write(&mut port, Kind::Missing, name, error.to_string().as_bytes())?,
+                Ok(content) => channel.say(Kind::File, name, &content)?,
+                Err(error) => channel.say(Kind::Missing, name, error.to_string().as_bytes())?,
             }
         }
-        frame::write(&mut port, Kind::End, "", b"")?;
-        Ok(port.flush()?)
+        channel.say(Kind::End, "", b"")
     }
 }
 

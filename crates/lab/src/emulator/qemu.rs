@@ -38,7 +38,7 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Lane {
-    /// Machine and CPU of this lane, and the kernel's command line.
+    /// Emulator, machine and CPU of this lane, and the kernel's command line.
     fn machine(self) -> (&'static str, &'static [&'static str], String) {
         match self {
             // QEMU 7.2 emulates cmpxchg16b in a way that crashes 6.12 in one boot of three; without it nothing is lost.
@@ -47,6 +47,8 @@ impl Lane {
                 &["-machine", "q35", "-cpu", "EPYC,-cx16"],
                 COMMAND_LINE_X86.to_owned(),
             ),
+            // Not QEMU's: see `bochs`.
+            Lane::Vmx => ("bochs", &[], super::bochs::COMMAND_LINE.to_owned()),
             // The architected PAuth algorithm costs most of the time under emulation; 52-bit addresses need a host
             // that is built for them.
             Lane::Arm64 => (
@@ -108,5 +110,5 @@ pub(crate) fn plan(machine: Machine<'_>) -> Plan {
         args.extend(["-incoming".to_owned(), format!("fd:{}", number(fd))]);
     }
     let hand_over = [Some(port), Some(control), link, incoming].into_iter().flatten().collect();
-    Plan { program, package, args, hand_over }
+    Plan { program, package, offline: false, farewell: None, args, hand_over }
 }
