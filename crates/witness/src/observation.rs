@@ -59,6 +59,13 @@ pub enum Saw {
         /// Its error code; 0 where there is none.
         code: Hex32,
     },
+    /// An exception on arm64, as ESR_EL1 told it.
+    Exception {
+        /// Its class: 0 is undefined, 0x18 a trapped system register.
+        class: u8,
+        /// Its syndrome.
+        iss: Hex32,
+    },
     /// It was executed.
     Executes,
     /// The access left KVM for the program that runs the guest, as named.
@@ -94,8 +101,8 @@ pub struct Volatile {
 }
 
 const EXCEPTIONS: [&str; 22] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "", "#MF",
-    "#AC", "#MC", "#XM", "#VE", "#CP",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "",
+    "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
 ];
 
 impl fmt::Display for Saw {
@@ -109,6 +116,8 @@ impl fmt::Display for Saw {
                 }
                 if code.0 == 0 { Ok(()) } else { write!(f, "({code})") }
             }
+            Saw::Exception { class: 0, iss: Hex32(0) } => f.write_str("undefined"),
+            Saw::Exception { class, iss } => write!(f, "exception of class {class:#x}({iss})"),
             Saw::Executes => f.write_str("executes"),
             Saw::Exit(what) => write!(f, "leaves KVM: {what}"),
             Saw::Ends(how) => write!(f, "the guest ends: {how}"),
@@ -204,7 +213,8 @@ fn fold(list: Vec<Seen>) -> Vec<Seen> {
     let (mut numbered, mut folded): (Vec<Seen>, Vec<Seen>) =
         list.into_iter().partition(|s| number(&s.name).is_some() && !matches!(s.saw, Saw::Value(_)));
     numbered.sort_by(|a, b| {
-        let key = |s: &Seen| number(&s.name).map(|(k, first, _, tail)| (k.to_owned(), tail.to_owned(), first));
+        let key =
+            |s: &Seen| number(&s.name).map(|(k, first, _, tail)| (k.to_owned(), tail.to_owned(), first));
         key(a).cmp(&key(b))
     });
     let mut runs: Vec<Seen> = Vec::new();

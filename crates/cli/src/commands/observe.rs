@@ -10,9 +10,10 @@ use crate::{Format, Global, output};
 /// What does a guest see here? Runs one that looks at everything.
 #[derive(clap::Args)]
 pub struct Observe {
-    /// The machine's shape: where its interrupt controllers are.
-    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split", "none"])]
-    shape: String,
+    /// The machine's shape: where its interrupt controllers are (x86: kernel, split, none), what its vCPUs have (arm64:
+    /// min, pmu, full). `kernel` and `full`, if not given.
+    #[arg(long, value_parser = ["kernel", "split", "none", "min", "pmu", "full"])]
+    shape: Option<String>,
     /// Where to write the observation.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -41,7 +42,7 @@ impl Observe {
         let other = self.against.as_ref().map(load).transpose()?;
         let seen = match &self.from {
             Some(path) => load(path)?,
-            None => here(&self.shape)?,
+            None => here(self.shape.as_deref())?,
         };
         if let Some(path) = &self.output {
             output::write(path, seen.print())?;
@@ -65,8 +66,14 @@ fn summary(seen: &Observation) -> String {
     )
 }
 
+fn shape<T: Default>(name: Option<&str>, by_name: impl Fn(&str) -> Option<T>) -> Result<T, Failure> {
+    let Some(name) = name else { return Ok(T::default()) };
+    by_name(name)
+        .ok_or_else(|| Failure::bad(format!("no machine here has the shape `{name}`"), "leave --shape out"))
+}
+
 #[cfg(target_arch = "x86_64")]
-fn here(shape: &str) -> Result<Observation, Failure> {
+fn here(name: Option<&str>) -> Result<Observation, Failure> {
     use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::programs::x86_64::{Configure, observe, offered_cpuid};
@@ -83,15 +90,29 @@ fn here(shape: &str) -> Result<Observation, Failure> {
         kernel: release,
         ..observation::Volatile::default()
     };
-    let configure = Configure {
-        vm: &|_| Ok(()),
-        vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?),
-    };
-    let irqchip = Irqchip::by_name(shape).unwrap_or_default();
+    let configure =
+        Configure { vm: &|_| Ok(()), vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?) };
+    let irqchip = shape(name, Irqchip::by_name)?;
     observe(&system, irqchip, &configure, volatile).map_err(|e| cannot(&e))
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn here(_: &str) -> Result<Observation, Failure> {
-    Err(Failure { exit: 3, ..Failure::bad("there is no witness for this architecture", "") })
+#[cfg(target_arch = "aarch64")]
+fn here(name: Option<&str>) -> Result<Observation, Failure> {
+    use evenkeel_monitor::aarch64::{Configure, Shape};
+    use evenkeel_sys::{Live, System};
+    use evenkeel_witness::aarch64::{guest, programs};
+
+    let cannot = |e: &dyn std::fmt::Display| Failure {
+        exit: 3,
+        ..Failure::bad(format!("nothing was observed: {e}"), "this needs a usable /dev/kvm")
+    };
+    let shape = shape(name, Shape::by_name)?;
+    let live = Live::new();
+    let system = System::open(&live).map_err(|e| cannot(&e))?;
+    let volatile = observation::Volatile {
+        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        ..observation::Volatile::default()
+    };
+    programs::observe(&system, guest::image(), shape, &Configure::default(), volatile).map_err(|e| cannot(&e))
 }
