@@ -119,7 +119,8 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
         for _ in 0..=count {
             let how = match self.run(&mut exits) {
                 Err(Error::Monitor(MonitorError::Ended(exit))) => match exit {
-                    Exit::SystemEvent(kind, data) => format!("system event {kind} {data:x?}"),
+                    // The data is for the VMM; a guest sees nothing of it.
+                    Exit::SystemEvent(kind, _) => event(kind),
                     exit => return Err(MonitorError::Ended(exit).into()),
                 },
                 done => return done.map(|()| exits),
@@ -176,6 +177,17 @@ enum Left {
     For(String),
     /// The guest ended.
     Ended(String),
+}
+
+/// KVM_SYSTEM_EVENT_*.
+fn event(kind: u32) -> String {
+    match kind {
+        1 => "shutdown".to_owned(),
+        2 => "reset".to_owned(),
+        3 => "crash".to_owned(),
+        5 => "suspend".to_owned(),
+        other => format!("system event {other}"),
+    }
 }
 
 /// The area of a vCPU.
