@@ -17,6 +17,21 @@ pub enum Error {
         /// The probe that was next, as the guest's memory says.
         index: u32,
     },
+    /// The guest did not go on, and not because of a probe alone.
+    #[error("the guest was lost at probe {index} of {of} (code {code:02x?}): {why}")]
+    Lost {
+        /// The probe that is next, as the guest's memory says.
+        index: u32,
+        /// How many there were.
+        of: usize,
+        /// The last one's code.
+        code: Vec<u8>,
+        /// What became of the guest.
+        why: MonitorError,
+    },
+    /// The guest's own code is not what it was: nothing that it says counts.
+    #[error("the guest's code was changed while it ran, at offset {0:#x}")]
+    Changed(usize),
 }
 
 impl From<evenkeel_sys::Error> for Error {

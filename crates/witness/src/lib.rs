@@ -8,8 +8,10 @@
 
 pub mod aarch64;
 pub mod abi;
+pub mod compare;
 mod error;
 pub mod guests;
+pub mod merge;
 pub mod observation;
 pub mod probe;
 pub mod programs;

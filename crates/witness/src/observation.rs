@@ -98,6 +98,18 @@ pub struct Volatile {
     pub took_ms: u64,
     /// How many probes the guest was given.
     pub probes: u64,
+    /// How long each program took.
+    pub phases: Vec<Phase>,
+}
+
+/// A program, and how long it took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds.
+    pub ms: u64,
 }
 
 const EXCEPTIONS: [&str; 22] = [
@@ -173,6 +185,24 @@ impl Record {
     /// What was seen and runs by itself.
     pub fn running(&self, name: &str) -> Option<&Saw> {
         self.running.get(name)
+    }
+
+    /// Forgets what was seen with this suffix just as it was seen without it; what is only there, or only not there,
+    /// stays, the latter as 0 of CPUID.
+    pub fn drop_like(&mut self, suffix: &str) {
+        let words: Vec<String> = self
+            .seen
+            .keys()
+            .filter(|name| name.starts_with("cpuid.") && !name.contains('@'))
+            .filter(|name| !self.seen.contains_key(&format!("{name}{suffix}")))
+            .map(|name| format!("{name}{suffix}"))
+            .collect();
+        self.seen.extend(words.into_iter().map(|name| (name, Saw::Value(Hex64(0)))));
+        let plain = self.seen.clone();
+        self.seen.retain(|name, saw| {
+            name.strip_suffix(suffix).and_then(|name| plain.get(name)).is_none_or(|other| other != saw)
+        });
+        self.running.retain(|name, _| !name.ends_with(suffix));
     }
 
     /// The whole.

@@ -96,7 +96,9 @@ impl Outcome {
     /// does not carry this run's nonce, or makes no sense, is [`Outcome::Silent`].
     pub fn decode(bytes: &[u8], nonce: u64, index: u32) -> Outcome {
         let long = |at: usize| {
-            bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+            bytes
+                .get(at..at + 8)
+                .map_or(0, |b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
         };
         if long(abi::TAG) != nonce ^ u64::from(index) {
             return Outcome::Silent;

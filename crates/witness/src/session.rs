@@ -37,6 +37,8 @@ pub struct Session<'v, 'b> {
     /// How long a batch may take.
     pub limit: Duration,
     area: u32,
+    /// The guest's code, as it was at the beginning.
+    image: Vec<u8>,
     /// Vectors that were ended and told to us (KVM_EXIT_IOAPIC_EOI), since the last look.
     pub ended: Vec<u8>,
 }
@@ -55,7 +57,10 @@ impl<'v, 'b> Session<'v, 'b> {
         let runner = vcpu.runner(machine.system()).map_err(MonitorError::from)?;
         let area = abi::AREA + number.min(1) * abi::AREA_BYTES;
         let limit = Duration::from_secs(20);
-        Ok(Session { machine_ram: machine.ram().clone(), runner, deadline, limit, area, ended: Vec::new() })
+        let machine_ram = machine.ram().clone();
+        let mut image = vec![0; abi::CODE_BYTES];
+        machine_ram.read(abi::CODE as usize, &mut image)?;
+        Ok(Session { machine_ram, runner, deadline, limit, area, image, ended: Vec::new() })
     }
 
     /// Puts the vCPU at the guest's beginning, in 64-bit mode: what a VMM does at power-on and at a reset.
@@ -135,6 +140,12 @@ impl<'v, 'b> Session<'v, 'b> {
         put(abi::RESULTS, u64::from(at_results))?;
         let exits = self.run_all(probes)?;
         ram.read(at_results as usize, &mut results)?;
+        // A probe that wrote over the guest makes it tell anything.
+        let mut image = vec![0; self.image.len()];
+        ram.read(abi::CODE as usize, &mut image)?;
+        if let Some(at) = image.iter().zip(&self.image).position(|(now, then)| now != then) {
+            return Err(Error::Changed(at));
+        }
         let outcomes = results.chunks_exact(abi::RESULT_BYTES).enumerate().map(|(index, bytes)| {
             let index = index as u32;
             let outcome = Outcome::decode(bytes, nonce, index);
@@ -152,19 +163,26 @@ impl<'v, 'b> Session<'v, 'b> {
     /// passed over, and the guest started again behind it, as a VMM resets a machine.
     fn run_all(&mut self, probes: &[Probe]) -> Result<BTreeMap<u32, String>, Error> {
         let mut exits = BTreeMap::new();
+        let mut hung = 0;
         for _ in 0..=probes.len() {
-            let ended = match self.run(probes.len(), &mut exits) {
-                Err(Error::Monitor(MonitorError::Ended(exit))) => exit,
+            let (how, error) = match self.run(probes.len(), &mut exits) {
+                Err(Error::Monitor(MonitorError::Ended(exit))) => {
+                    (format!("{exit:?}"), MonitorError::Ended(exit))
+                }
+                Err(Error::Monitor(MonitorError::Hung(limit))) => {
+                    hung += 1;
+                    (format!("no end within {limit:?}"), MonitorError::Hung(limit))
+                }
                 done => return done.map(|()| exits),
             };
             let at = self.word(self.area + abi::INDEX)?;
             let running = self.word(self.area + abi::RUNNING)? == 1;
-            if !running || at as usize >= probes.len() {
-                eprintln!("DBG at {at} running {running} of {} {:x?}", probes.len(), probes.get((at as usize).saturating_sub(1)));
-                eprintln!("DBG {:x?}", self.vcpu().get(&evenkeel_sys::requests::KVM_GET_REGS, 144).map(|b| b.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect::<Vec<_>>()));
-                return Err(MonitorError::Ended(ended).into());
+            if !running || at as usize >= probes.len() || hung > MOST_HUNG {
+                let code = probes.get(at as usize).or(probes.last()).map(|p| p.code.clone());
+                let (of, code) = (probes.len(), code.unwrap_or_default());
+                return Err(Error::Lost { index: at, of, code, why: error });
             }
-            exits.insert(at, format!("{ENDS}{ended:?}"));
+            exits.insert(at, format!("{ENDS}{how}"));
             self.ram().write((self.area + abi::INDEX) as usize, &(at + 1).to_le_bytes())?;
             self.start()?;
         }
@@ -194,6 +212,7 @@ impl<'v, 'b> Session<'v, 'b> {
                     word = data.iter().rev().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
                     return Next::Stop;
                 }
+                Exit::PortWrite { port, .. } if *port == u16::from(abi::BREATH) => {}
                 Exit::PortWrite { port, .. } => note(format!("write of port {port:#x}")),
                 Exit::PortRead { port, size, count } => {
                     note(format!("read of port {port:#x}"));
@@ -241,6 +260,9 @@ impl<'v, 'b> Session<'v, 'b> {
         }
     }
 }
+
+/// How many probes of a batch may hang: each takes all of the time that a batch has.
+const MOST_HUNG: usize = 3;
 
 /// Marks the exit of a guest that did not go on.
 const ENDS: &str = "!";

@@ -13,12 +13,23 @@ pub struct Capture {
     /// Where to write the capture; standard output otherwise.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Also run a guest in each shape, and settle what only behaviour shows.
+    #[arg(long)]
+    observe: bool,
 }
 
 impl Capture {
     /// Captures. A capture is JSON in either format.
     pub fn run(self, _: Global) -> Result<u8, Failure> {
-        let surface = evenkeel_hosts::capture_here()?;
+        let mut surface = evenkeel_hosts::capture_here()?;
+        if self.observe {
+            let shapes: Vec<String> = surface.offer.shapes.iter().map(|s| s.name.clone()).collect();
+            for shape in shapes {
+                let observed = super::observe::here(&shape)?;
+                let settled = evenkeel_witness::merge::merge(&observed, &mut surface);
+                anstream::eprintln!("a guest in shape {shape} settled {settled} facets");
+            }
+        }
         let text = canonical::print(&surface);
         super::deliver(&text, self.output.as_ref())?;
         let offer = &surface.offer;

@@ -1,11 +1,17 @@
 //! `evenkeel observe`.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use evenkeel_witness::observation::{self, Observation};
+use evenkeel_surface::Arch;
+use evenkeel_witness::compare::{Comparison, compare};
+use evenkeel_witness::observation::{self, Observation, Saw};
 
 use crate::failure::Failure;
 use crate::{Format, Global, output};
+
+/// The shape, when nobody says which.
+const USUAL: &str = if cfg!(target_arch = "aarch64") { "full" } else { "kernel" };
 
 /// What does a guest see here? Runs one that looks at everything.
 #[derive(clap::Args)]
@@ -42,38 +48,147 @@ impl Observe {
         let other = self.against.as_ref().map(load).transpose()?;
         let seen = match &self.from {
             Some(path) => load(path)?,
-            None => here(self.shape.as_deref())?,
+            None => here(self.shape.as_deref().unwrap_or(USUAL))?,
         };
         if let Some(path) = &self.output {
             output::write(path, seen.print())?;
         }
-        match (other, global.format) {
-            (None, Format::Json) if self.output.is_none() => output::print(&seen.print()).map(|()| 0),
-            (None, _) => output::print(&summary(&seen)).map(|()| 0),
-            (Some(_), _) => Ok(0),
+        let Some(other) = other else {
+            let json = global.format == Format::Json && self.output.is_none();
+            return output::print(&if json { seen.print() } else { summary(&seen, global.all) }).map(|()| 0);
+        };
+        if other.arch != seen.arch {
+            let name = |path: &Option<PathBuf>| {
+                path.as_ref().map_or("this machine".to_owned(), |path| path.display().to_string())
+            };
+            let (a, b) = (name(&self.against), name(&self.from));
+            return Err(Failure::architectures((&a, other.arch.name()), (&b, seen.arch.name())));
         }
+        let compared = compare(&other, &seen);
+        match global.format {
+            Format::Json => output::json(&compared)?,
+            Format::Text => output::print(&text(&compared, global.all))?,
+        }
+        Ok(match (compared.differences.is_empty(), compared.undetermined.is_empty()) {
+            (false, _) => 1,
+            (true, false) => 3,
+            (true, true) => 0,
+        })
     }
 }
 
-fn summary(seen: &Observation) -> String {
-    format!(
-        "{} things seen in shape {}, {} ms, {} probes; {}\n",
-        seen.seen.len(),
-        seen.shape,
-        seen.volatile.took_ms,
-        seen.volatile.probes,
-        seen.digest
-    )
+/// Differences for people: those without a known cause last, MSRs without a value in runs.
+fn text(compared: &Comparison, all: bool) -> String {
+    let mut w = String::new();
+    let [before, after] = &compared.kernels;
+    let [x, y] = &compared.shapes;
+    let shape = if x == y { x.clone() } else { format!("{x} against {y}") };
+    let _ = writeln!(
+        w,
+        "{before} → {after}, shape {shape}: {} seen alike, {} otherwise, {} seen by one only",
+        compared.alike,
+        compared.differences.len(),
+        compared.undetermined.len()
+    );
+    let (known, unknown): (Vec<_>, Vec<_>) = compared.differences.iter().partition(|d| d.cause.is_some());
+    for (head, list) in [
+        ("With an entry in the ledger", known),
+        ("Without one", unknown),
+        ("Undetermined", compared.undetermined.iter().collect()),
+    ] {
+        if list.is_empty() {
+            continue;
+        }
+        let _ = writeln!(w, "\n{head}");
+        let most = if all { usize::MAX } else { 60 };
+        for d in list.iter().take(most) {
+            let cause = d.cause.as_ref().map_or(String::new(), |id| format!("  [{id}: {}]", d.cause_title));
+            let title = if d.title.is_empty() || d.cause.is_some() {
+                String::new()
+            } else {
+                format!("  ({})", d.title)
+            };
+            let _ = writeln!(w, "  {}: {} → {}{cause}{title}", d.name, d.before, d.after);
+        }
+        if list.len() > most {
+            let _ = writeln!(w, "  and {} more: --all", list.len() - most);
+        }
+    }
+    w
 }
 
-fn shape<T: Default>(name: Option<&str>, by_name: impl Fn(&str) -> Option<T>) -> Result<T, Failure> {
-    let Some(name) = name else { return Ok(T::default()) };
+/// What was seen, in short: all facets that only behaviour shows, and how much there is of the rest.
+fn summary(seen: &Observation, all: bool) -> String {
+    let mut w = String::new();
+    let v = &seen.volatile;
+    let _ = writeln!(
+        w,
+        "{} in shape {}: {} things seen, {} that run, {} not asked; {} probes in {} ms",
+        v.kernel,
+        seen.shape,
+        observation::unfold(&seen.seen).len(),
+        seen.running.len(),
+        seen.unasked.len(),
+        v.probes,
+        v.took_ms
+    );
+    let _ = writeln!(w, "{}", seen.digest);
+    let values = observation::unfold(&seen.seen);
+    let choices = values.iter().filter_map(|(name, saw)| {
+        let choice = evenkeel_catalog::choice(name)?;
+        let Saw::Value(number) = saw else { return None };
+        let value = choice.values.iter().find(|v| v.value == number.0)?;
+        Some((choice, value))
+    });
+    let _ = writeln!(w, "\nBehaviours");
+    for (choice, value) in choices {
+        let _ = writeln!(w, "  {}: {} ({})", choice.name, value.name, value.means);
+    }
+    let count = |prefix: &str, test: &dyn Fn(&Saw) -> bool| {
+        values
+            .iter()
+            .filter(|(name, saw)| name.starts_with(prefix) && !name.contains('@') && test(saw))
+            .count()
+    };
+    let value = |saw: &Saw| matches!(saw, Saw::Value(_));
+    let fault = |saw: &Saw| matches!(saw, Saw::Fault { .. } | Saw::Exception { .. });
+    let _ = writeln!(w, "\nThe rest");
+    if seen.arch == Arch::X86_64 {
+        let _ = writeln!(w, "  {} words of CPUID that are not 0", count("cpuid.", &value));
+        let plain = |name: &str| name.strip_prefix("msr.").is_some_and(|n| !n.contains(['.', '@']));
+        let msrs = |test: &dyn Fn(&Saw) -> bool| values.iter().filter(|(n, s)| plain(n) && test(s)).count();
+        let _ = writeln!(w, "  {} MSRs that can be read, {} that fault", msrs(&value), msrs(&fault));
+    } else {
+        let [x, y] = [count("arm64.", &value), count("arm64.", &fault)];
+        let _ = writeln!(w, "  {x} registers that can be read, {y} that raise an exception");
+        let _ = writeln!(w, "  {} answers of SMCCC", count("smccc.", &value));
+    }
+    let executes = count("insn.", &|saw| matches!(saw, Saw::Executes | Saw::Value(_)));
+    let _ = writeln!(w, "  {executes} instructions that are executed, {} that fault", count("insn.", &fault));
+    for (name, saw) in values.iter().filter(|(_, saw)| matches!(saw, Saw::Ends(_))) {
+        let _ = writeln!(w, "  {name}: {saw}");
+    }
+    if all {
+        let _ = writeln!(w, "\nEverything");
+        for (name, saw) in &values {
+            let _ = writeln!(w, "  {name}: {saw}");
+        }
+        for u in &seen.unasked {
+            let _ = writeln!(w, "  {}: not asked: {}", u.name, u.why);
+        }
+    }
+    w
+}
+
+/// The shape of this name.
+fn known<T>(name: &str, by_name: impl Fn(&str) -> Option<T>) -> Result<T, Failure> {
     by_name(name)
         .ok_or_else(|| Failure::bad(format!("no machine here has the shape `{name}`"), "leave --shape out"))
 }
 
+/// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "x86_64")]
-fn here(name: Option<&str>) -> Result<Observation, Failure> {
+pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::programs::x86_64::{Configure, observe, offered_cpuid};
@@ -92,12 +207,13 @@ fn here(name: Option<&str>) -> Result<Observation, Failure> {
     };
     let configure =
         Configure { vm: &|_| Ok(()), vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?) };
-    let irqchip = shape(name, Irqchip::by_name)?;
+    let irqchip = known(shape, Irqchip::by_name)?;
     observe(&system, irqchip, &configure, volatile).map_err(|e| cannot(&e))
 }
 
+/// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "aarch64")]
-fn here(name: Option<&str>) -> Result<Observation, Failure> {
+pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::aarch64::{Configure, Shape};
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::aarch64::{guest, programs};
@@ -106,7 +222,7 @@ fn here(name: Option<&str>) -> Result<Observation, Failure> {
         exit: 3,
         ..Failure::bad(format!("nothing was observed: {e}"), "this needs a usable /dev/kvm")
     };
-    let shape = shape(name, Shape::by_name)?;
+    let shape = known(shape, Shape::by_name)?;
     let live = Live::new();
     let system = System::open(&live).map_err(|e| cannot(&e))?;
     let volatile = observation::Volatile {

@@ -8,6 +8,10 @@ use schemars::Schema;
 pub enum Document {
     /// A capture.
     Surface,
+    /// An observation.
+    Observation,
+    /// What `observe --against` prints.
+    ObservationDiff,
     /// What `survive` prints.
     Survive,
     /// What `diff` prints.
@@ -39,6 +43,8 @@ impl Document {
     pub fn schema(self) -> Schema {
         match self {
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
+            Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
+            Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),
             Document::Check => schemars::schema_for!(model::CheckReport),

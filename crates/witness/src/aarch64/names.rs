@@ -192,6 +192,46 @@ pub const OTHERS: &[(Reg, &str)] = &[
     (Reg(3, 5, 12, 0, 0), "VBAR_EL12"),
 ];
 
+/// What is looked at to settle a facet: a difference there has the facet's cause. Prefixes of names, and the facet.
+pub const BEHIND: &[(&str, &str)] = &[
+    ("arm64.ccsidr", "arm64.clidr-el1.ctype1"),
+    ("arm64.ccsidr", "arm64.clidr-el1.ctype2"),
+    ("arm64.csselr-el1", "arm64.clidr-el1.ctype1"),
+    ("arm64.csselr-el1", "arm64.clidr-el1.ctype2"),
+    ("arm64.ctr-el0", "arm64.guest.ctr-el0-idc"),
+    ("arm64.pmccfiltr-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmccntr-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmceid0-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmceid1-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmcnten", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmcr-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pminten", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmovs", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmselr-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmuserenr-el0@min", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmxev", "arm64.guest.pmu-less-registers@min"),
+    ("arm64.pmcr-el0", "arm64.guest.pmcr-imp"),
+    ("arm64.pmceid0-el0", "arm64.guest.pmceid-chain"),
+    ("arm64.pmmir-el1", "arm64.guest.pmmir-el1"),
+    ("arm64.smidr-el1", "arm64.guest.smidr-el1"),
+    ("arm64.gmid-el1", "arm64.guest.gmid-el1"),
+    ("arm64.tpidr2-el0", "arm64.guest.tpidr2-el0"),
+    ("arm64.oslsr-el1.locked", "arm64.guest.os-lock"),
+    ("arm64.gicd.iidr", "arm64.vgic.iidr"),
+    ("arm64.gicr.ctlr", "arm64.vgic.iidr"),
+    ("smccc.84000000", "arm64.psci.version"),
+    ("smccc.8400000a.", "arm64.psci.version"),
+    ("smccc.84000012", "arm64.psci.version"),
+    ("smccc.84000015", "arm64.psci.version"),
+    ("smccc.8400005", "arm64.fw-std-bmap.trng"),
+    ("smccc.c4000053", "arm64.fw-std-bmap.trng"),
+    ("smccc.86000001", "arm64.fw-vendor-hyp-bmap.ptp"),
+    ("smccc.8600", "arm64.fw-vendor-hyp-bmap.func-feat"),
+    ("smccc.80000001.80008000", "arm64.fw-workaround-1"),
+    ("smccc.80000001.80007fff", "arm64.fw-workaround-2"),
+    ("smccc.80000001.80003fff", "arm64.fw-workaround-3"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -52,8 +52,8 @@ pub(super) fn looks() -> Vec<Look> {
         .iter()
         .map(|(name, code)| {
             let call = *name == "smc" || *name == "hvc-1";
-            // PSCI_VERSION, for those that call.
-            let probe = Probe::new(code).with(&[if call { 0x8400_0000 } else { SCRATCH }, 1, 0]);
+            // SMCCC_VERSION, for those that call.
+            let probe = Probe::new(code).with(&[if call { 0x8000_0000 } else { SCRATCH }, 1, 0]);
             Look::new(format!("insn.{name}"), probe, if call { Take::Value } else { Take::Whether })
         })
         .collect();

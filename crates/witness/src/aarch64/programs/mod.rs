@@ -209,7 +209,7 @@ pub fn observe(
         }
         probes += session.probes;
     }
-    choices::derive(&mut record);
+    choices::derive(&mut record, shape.name());
     record.probes = probes;
     let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(record.finish(Arch::Aarch64, shape.name(), Volatile { took_ms, ..volatile }))

@@ -1,9 +1,16 @@
 //! The programs for x86.
 
+pub mod apic;
 pub mod bits;
+pub mod choices;
 pub mod cpuid;
+pub mod instructions;
 pub mod msr;
+pub mod platform;
 pub mod registers;
+pub mod second;
+pub mod time;
+pub mod variants;
 
 use std::time::Instant;
 
@@ -13,7 +20,7 @@ use evenkeel_sys::layout::CpuidEntry;
 use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, System, Vcpu, Vm};
 
-use crate::observation::{Observation, Record, Volatile};
+use crate::observation::{Observation, Phase, Record, Volatile};
 use crate::session::{Session, load};
 use crate::{Error, abi, guests};
 
@@ -67,13 +74,63 @@ pub fn observe(
     load(machine.ram(), guests::image())?;
     let vcpu = machine.vcpu(0)?;
     (configure.vcpu)(&vcpu, 0)?;
+    let other = machine.vcpu(1)?;
+    (configure.vcpu)(&other, 1)?;
     let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
     session.start()?;
 
-    cpuid::observe(&mut session, &mut record, "")?;
-    msr::observe(&mut session, &mut record)?;
-    registers::observe(&mut session, &mut record)?;
+    let mut timer = Timer { last: start, phases: Vec::new() };
+    let record = &mut record;
+    cpuid::observe(&mut session, record, "")?;
+    timer.phase("cpuid");
+    msr::observe(&mut session, record)?;
+    timer.phase("msr");
+    registers::observe(&mut session, record)?;
+    timer.phase("registers");
+    instructions::observe(&mut session, record)?;
+    timer.phase("instructions");
+    if irqchip != Irqchip::None {
+        apic::observe(&mut session, record)?;
+        apic::eoi(&machine, &mut session, record, "")?;
+        timer.phase("apic");
+    }
+    platform::observe(&mut session, record)?;
+    timer.phase("platform");
+    time::observe(&mut session, record)?;
+    timer.phase("time");
+    if irqchip != Irqchip::None {
+        let mut second = Session::new(&machine, &other, 1, &deadline)?;
+        second::observe(&mut session, &mut second, record)?;
+        timer.phase("second");
+    }
+    second::reboot(&mut session, record)?;
+    timer.phase("reboot");
+    if irqchip == Irqchip::Split {
+        variants::suppress_eoi(system, record)?;
+    }
+    variants::hidden(system, irqchip, record)?;
+    variants::xen(system, irqchip, record)?;
+    timer.phase("variants");
+    choices::settle(record, irqchip.name());
+    let record = std::mem::take(record);
 
-    let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(record.finish(Arch::X86_64, irqchip.name(), Volatile { took_ms, ..volatile }))
+    let volatile = Volatile { took_ms: milliseconds(start), phases: timer.phases, ..volatile };
+    Ok(record.finish(Arch::X86_64, irqchip.name(), volatile))
+}
+
+/// How long each program took.
+struct Timer {
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Timer {
+    fn phase(&mut self, name: &str) {
+        self.phases.push(Phase { name: name.to_owned(), ms: milliseconds(self.last) });
+        self.last = Instant::now();
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,13 +14,38 @@ pub const OSXMMEXCPT: u64 = 1 << 10;
 /// CR4.OSXSAVE.
 pub const OSXSAVE: u64 = 1 << 18;
 
+/// CR0.PE and CR0.PG. 5.10 lets a guest turn paging off in 64-bit mode, and it is lost then (seen on 5.10.0-46).
+const MODE: u64 = 1 << 31 | 1;
+
 /// `mov rax, REG; mov rsi, rax; xor rax, rbx; mov REG, rax; mov rdx, REG; mov rax, rsi; mov REG, rax; mov rax, rdx`,
 /// where the opcode is of control (0x20) or debug registers (0x21).
 fn flip(opcode: u8, register: u8) -> Probe {
     let rax = 0xc0 | register << 3;
     Probe::new(&[
-        0x0f, opcode, rax, 0x48, 0x89, 0xc6, 0x48, 0x31, 0xd8, 0x0f, opcode + 2, rax, 0x0f, opcode, rax | 2, 0x48, 0x89,
-        0xf0, 0x0f, opcode + 2, rax, 0x48, 0x89, 0xd0,
+        0x0f,
+        opcode,
+        rax,
+        0x48,
+        0x89,
+        0xc6,
+        0x48,
+        0x31,
+        0xd8,
+        0x0f,
+        opcode + 2,
+        rax,
+        0x0f,
+        opcode,
+        rax | 2,
+        0x48,
+        0x89,
+        0xf0,
+        0x0f,
+        opcode + 2,
+        rax,
+        0x48,
+        0x89,
+        0xd0,
     ])
 }
 
@@ -67,11 +92,18 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     }
     let words: Vec<Word> = plain
         .iter()
-        .map(|(name, op, r)| Word { name: (*name).to_owned(), flip: code(flip(*op, *r & 7), *r), bits: 64 })
+        .map(|(name, op, r)| Word {
+            name: (*name).to_owned(),
+            flip: bits::by_rbx(code(flip(*op, *r & 7), *r)),
+            bits: 64,
+            restore: if *r == 8 { 21 } else { 18 },
+            but: if *name == "cr0" { MODE } else { 0 },
+        })
         // A debug register that the guest watches changes what follows: GD is in bit 13.
         .map(|w| if w.name == "dr7" { Word { bits: 13, ..w } } else { w })
         .collect();
     bits::observe(session, record, &words)?;
+    record.unasked("cr0.writable.pe-and-pg", "where it is not refused, the guest is lost");
     xcr0(session, record)
 }
 
@@ -123,7 +155,11 @@ fn xcr0(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error>
         0x48, 0xc1, 0xe7, 0x20, // shl rdi, 32
         0x48, 0x09, 0xfe, // or rsi, rdi
     ]);
-    bits::observe(session, record, &[Word { name: "xcr0".to_owned(), flip, bits: 64 }])?;
+    bits::observe(
+        session,
+        record,
+        &[Word { name: "xcr0".to_owned(), flip: bits::by_rbx(flip), bits: 64, restore: 32, but: 0 }],
+    )?;
     // Some components are only taken together: all that CPUID offers.
     let offered = record.number("cpuid.d.0.eax").unwrap_or_default();
     let outcome = session.one(set_xcr0(offered))?;

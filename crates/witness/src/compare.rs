@@ -1,0 +1,224 @@
+//! Two observations, facet by facet: what differs, and the ledger's entry for it where there is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use evenkeel_catalog as catalog;
+use evenkeel_contract::coord::Coord;
+use evenkeel_contract::describe::parts;
+use evenkeel_contract::layout::UNKNOWN;
+use evenkeel_contract::view::ItemKey;
+use evenkeel_contract::{Table, cause};
+use evenkeel_surface::{Arch, Hex64};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::observation::{Observation, Saw, unfold};
+
+/// `observe --against FILE --format json`.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Comparison {
+    /// `evenkeel.observation-diff/1`.
+    pub schema: &'static str,
+    /// The shapes of the two guests.
+    pub shapes: [String; 2],
+    /// The kernels, as the observations name them: a hint.
+    pub kernels: [String; 2],
+    /// How many things both saw alike.
+    pub alike: usize,
+    /// What they saw otherwise, ascending by name.
+    pub differences: Vec<Difference>,
+    /// What only one of them looked at: nothing is known about a difference.
+    pub undetermined: Vec<Difference>,
+}
+
+/// One thing that two guests saw otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Difference {
+    /// The facet, or what was looked at.
+    pub name: String,
+    /// What it is, in a line; may be empty.
+    pub title: String,
+    /// What the other observation says.
+    pub before: String,
+    /// What this one says.
+    pub after: String,
+    /// The ledger's entry.
+    pub cause: Option<String>,
+    /// Its title; empty without one.
+    pub cause_title: String,
+}
+
+/// What is looked at to settle a facet: a difference there has the facet's cause.
+const BEHIND: &[(&str, &str)] = &[
+    ("x2apic.icr.", "x86.x2apic.icr-reserved-bits"),
+    ("x2apic.tpr.high-bits", "x86.x2apic.high-bits"),
+    ("x2apic.self-ipi.reserved-bits", "x86.x2apic.high-bits"),
+    ("x2apic.eoi.non-zero", "x86.x2apic.high-bits"),
+    ("x2apic.8", "x86.x2apic.reserved-register-read"),
+    ("apic.suppress-eoi", "x86.x2apic.suppress-eoi-broadcast"),
+    ("msr.c0010015", "x86.amd.hwcr-tsc-freq-sel"),
+    ("msr.c0010015", "x86.amd.hwcr-cpuid-user-dis"),
+    ("msr.c0010015", "cpuid.80000021.0.eax.gp-on-user-cpuid"),
+    ("msr.c0011029", "x86.amd.de-cfg-write"),
+    ("msr.1d9", "x86.amd.debugctl-btf"),
+    ("msr.1d9", "x86.amd.debugctl-reserved"),
+    ("msr.1d9", "x86.intel.debugctl-rtm-debug"),
+    ("msr.175", "x86.amd.sysenter-width"),
+    ("msr.176", "x86.amd.sysenter-width"),
+    ("msr.c0010130", "x86.amd.ghcb-msr-read"),
+    ("msr.c0000303", "x86.amd.perf-global-status-set"),
+    ("msr.400000", "x86.hyperv.msr-without-interface"),
+    ("insn.invlpga", "x86.svm.invlpga-without-svme"),
+    ("insn.avx-mmio", "x86.emulator.avx-mmio"),
+    ("xen.tsc-leaf", "x86.xen.tsc-leaf"),
+    ("xapic.320", "cpuid.1.0.ecx.tsc-deadline-timer"),
+    ("second.again.xss-kept", "x86.init.xss"),
+    ("second.edx", "x86.init.edx"),
+    ("second.again.edx", "x86.init.edx"),
+    ("second.again.cr0", "x86.init.cr0-cd-nw"),
+];
+
+/// Compares; `before` is the other observation. Both must be of one architecture.
+pub fn compare(before: &Observation, after: &Observation) -> Comparison {
+    let (a, b) = (unfold(&before.seen), unfold(&after.seen));
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let mut out = Comparison {
+        schema: "evenkeel.observation-diff/1",
+        shapes: [before.shape.clone(), after.shape.clone()],
+        kernels: [before.volatile.kernel.clone(), after.volatile.kernel.clone()],
+        alike: 0,
+        differences: Vec::new(),
+        undetermined: Vec::new(),
+    };
+    let zero = Saw::Value(Hex64(0));
+    for name in names {
+        let (mut x, mut y) = (a.get(name), b.get(name));
+        // Words of CPUID that are 0 are not in the document.
+        if name.starts_with("cpuid.") && !name.contains('@') {
+            x = x.or(Some(&zero));
+            y = y.or(Some(&zero));
+        }
+        match (x, y) {
+            (Some(x), Some(y)) if x == y => out.alike += 1,
+            (Some(x), Some(y)) => out.differences.extend(differ(before.arch, name, x, y)),
+            (x, y) => out.undetermined.push(Difference {
+                name: name.clone(),
+                title: title(name),
+                before: told(before, name, x),
+                after: told(after, name, y),
+                cause: None,
+                cause_title: String::new(),
+            }),
+        }
+    }
+    // Clocks and counters: that there is a value, not which.
+    let (a, b) = (unfold(&before.running), unfold(&after.running));
+    for (name, x) in &a {
+        if let Some(y) = b.get(name).filter(|y| std::mem::discriminant(*y) != std::mem::discriminant(x)) {
+            out.differences.extend(differ(before.arch, name, x, y));
+        }
+    }
+    out.differences.sort_by(|x, y| x.name.cmp(&y.name));
+    behind(before.arch, &mut out.differences);
+    out
+}
+
+fn told(observation: &Observation, name: &str, saw: Option<&Saw>) -> String {
+    if let Some(saw) = saw {
+        return show(name, saw);
+    }
+    let why = observation.unasked.iter().find(|u| u.name == name).map(|u| u.why.as_str());
+    why.map_or("not seen".to_owned(), |why| format!("not asked: {why}"))
+}
+
+fn show(name: &str, saw: &Saw) -> String {
+    let plain = name.split_once('@').map_or(name, |(plain, _)| plain);
+    let named = |number: u64| catalog::choice(plain)?.values.iter().find(|v| v.value == number);
+    match saw {
+        Saw::Value(number) => named(number.0).map_or(saw.to_string(), |v| v.name.to_owned()),
+        _ => saw.to_string(),
+    }
+}
+
+fn title(name: &str) -> String {
+    if let Some(choice) = catalog::choice(name) {
+        return choice.title.to_owned();
+    }
+    let msr = || {
+        let digits = name.strip_prefix("msr.").or(name.strip_prefix("x2apic."))?;
+        let end = digits.find(['.', '@', '-']).unwrap_or(digits.len());
+        let msr = catalog::msr(u32::from_str_radix(&digits[..end], 16).ok()?)?;
+        Some(format!("{}: {}", msr.name, msr.title))
+    };
+    msr().or_else(|| catalog::register(name).map(|(r, _)| r.title.to_owned())).unwrap_or_default()
+}
+
+/// One name that differs: a difference for each field, where it is a word of fields.
+fn differ(arch: Arch, name: &str, x: &Saw, y: &Saw) -> Vec<Difference> {
+    let (plain, suffix) = name.split_once('@').map_or((name, ""), |(plain, suffix)| (plain, suffix));
+    if let (Some(at), Saw::Value(x), Saw::Value(y)) = (Coord::parse(plain), x, y) {
+        let layout = at.layout().and_then(|i| u16::try_from(i).ok()).unwrap_or(UNKNOWN);
+        // An MSR that holds state is one number, not a set of features.
+        if layout != UNKNOWN || matches!(at, Coord::Cpuid { table: Table::Supported, .. }) {
+            let made = parts(at, layout, x.0 ^ y.0).into_iter().map(|part| {
+                let (before, after) = (part.show(x.0), part.show(y.0));
+                let cause = cause::of_facet(arch, &part.name, &before, &after);
+                let suffix = if suffix.is_empty() { String::new() } else { format!("@{suffix}") };
+                let name = format!("{}{suffix}", part.name);
+                difference(name, part.title.to_owned(), before, after, cause)
+            });
+            return made.collect();
+        }
+    }
+    let (before, after) = (show(name, x), show(name, y));
+    let cause = cause::of_facet(arch, plain, &before, &after).or_else(|| item(arch, plain, x, y));
+    vec![difference(name.to_owned(), title(name), before, after, cause)]
+}
+
+/// An MSR that one guest can read and the other cannot: an item of state that came or went.
+fn item(arch: Arch, name: &str, x: &Saw, y: &Saw) -> Option<&'static catalog::Change> {
+    let digits = name.strip_prefix("msr.")?.split('.').next()?;
+    let key = ItemKey::Msr(u32::from_str_radix(digits, 16).ok()?);
+    let states = |saw: &Saw| match saw {
+        Saw::Value(_) | Saw::Executes => ["listed", "readable"],
+        _ => ["unlisted", "refused"],
+    };
+    let there = |saw: &Saw| matches!(saw, Saw::Value(_) | Saw::Executes);
+    if there(x) == there(y) { None } else { cause::of_item(arch, key, &states(x), &states(y)) }
+}
+
+fn difference(
+    name: String,
+    title: String,
+    before: String,
+    after: String,
+    cause: Option<&'static catalog::Change>,
+) -> Difference {
+    Difference {
+        name,
+        title,
+        before,
+        after,
+        cause: cause.map(|c| c.id.to_owned()),
+        cause_title: cause.map_or("", |c| c.title).to_owned(),
+    }
+}
+
+/// What was looked at to settle a facet that differs has its cause.
+fn behind(arch: Arch, differences: &mut [Difference]) {
+    let table = match arch {
+        Arch::X86_64 => BEHIND,
+        Arch::Aarch64 => crate::aarch64::names::BEHIND,
+    };
+    let causes: BTreeMap<String, (String, String)> = differences
+        .iter()
+        .filter_map(|d| Some((d.name.clone(), (d.cause.clone()?, d.cause_title.clone()))))
+        .collect();
+    for d in differences.iter_mut().filter(|d| d.cause.is_none()) {
+        let mine = table.iter().filter(|(prefix, _)| d.name.starts_with(prefix));
+        if let Some((id, title)) = mine.filter_map(|(_, facet)| causes.get(*facet)).next() {
+            d.cause = Some(id.clone());
+            d.cause_title.clone_from(title);
+        }
+    }
+}

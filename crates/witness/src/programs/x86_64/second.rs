@@ -1,0 +1,87 @@
+//! The second vCPU, which the first one starts, and a reboot: what is found in the registers then.
+
+use std::time::Duration;
+
+use super::{apic, cpuid, msr};
+use crate::Error;
+use crate::abi;
+use crate::observation::{Record, Saw};
+use crate::probe::{Probe, RCX};
+use crate::session::Session;
+
+const XSS: u32 = 0xda0;
+/// The words at [`abi::ARRIVAL`]; the one without a name is not written.
+const WORDS: [&str; abi::ARRIVAL_WORDS] =
+    ["edx", "eax", "cr0", "cr4", "efer", "efer-high", "", "cs", "ds", "ss", "ebx", "ecx"];
+
+/// Starts it twice: from power-on, and when it has run.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn observe(
+    first: &mut Session<'_, '_>,
+    second: &mut Session<'_, '_>,
+    record: &mut Record,
+) -> Result<(), Error> {
+    second.limit = Duration::from_millis(500);
+    first.ask(&apic::wake(1, (abi::TRAMPOLINE >> 12) as u8))?;
+    record.probes += 4;
+    match second.ask(&[Probe::new(&[0x90])]) {
+        Ok(_) => {}
+        Err(Error::Lost { .. }) => {
+            record.saw("second.start", Saw::Ends("it did not arrive".to_owned()));
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    }
+    record.saw("second.start", Saw::Executes);
+    arrival(second, record, "second")?;
+    // Seen from there: CPUID, and the MSRs that INIT is about.
+    cpuid::observe(second, record, "@second")?;
+    msr::read_again(second, record, "@second")?;
+    // A bit of XSS that can be set.
+    let xss = record.number("msr.da0.writable").unwrap_or_default();
+    let bit = xss & xss.wrapping_neg();
+    let set = bit != 0 && second.one(msr::write(XSS, bit))?.registers().is_some();
+    first.ask(&apic::wake(1, (abi::TRAMPOLINE >> 12) as u8))?;
+    record.probes += 6;
+    let read = second.ask(&[Probe::new(&[0x0f, 0x32]).with(RCX, XSS.into())]);
+    let Ok(outcomes) = read else {
+        record.saw("second.again", Saw::Ends("it did not arrive".to_owned()));
+        return Ok(());
+    };
+    arrival(second, record, "second.again")?;
+    if let (true, Some(value)) = (set, outcomes[0].edx_eax()) {
+        record.value("second.again.xss-kept", u64::from(value == bit));
+    } else {
+        record.unasked("second.again.xss-kept", "no bit of XSS can be set");
+    }
+    // What the second sees as the first does is not worth telling twice.
+    record.drop_like("@second");
+    Ok(())
+}
+
+fn arrival(second: &Session<'_, '_>, record: &mut Record, name: &str) -> Result<(), Error> {
+    for (n, word) in WORDS.iter().enumerate().filter(|(_, word)| !word.is_empty()) {
+        record.value(format!("{name}.{word}"), second.word(abi::ARRIVAL + 4 * n as u32)?.into());
+    }
+    Ok(())
+}
+
+/// A triple fault, and what is there after the host half has started the guest again.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn reboot(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+    // push 0; push 0; lidt [rsp]; int3
+    let fault = session.one(Probe::new(&[0x6a, 0x00, 0x6a, 0x00, 0x0f, 0x01, 0x1c, 0x24, 0xcc]))?;
+    record.probes += 1;
+    if let Some(saw) = crate::programs::plain(&fault) {
+        record.saw("reboot.triple-fault", saw);
+    }
+    session.start()?;
+    cpuid::observe(session, record, "@reboot")?;
+    msr::read_again(session, record, "@reboot")?;
+    record.drop_like("@reboot");
+    Ok(())
+}
