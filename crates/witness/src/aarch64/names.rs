@@ -212,6 +212,8 @@ pub const BEHIND: &[(&str, &str)] = &[
     ("arm64.pmxev", "arm64.guest.pmu-less-registers@min"),
     ("arm64.pmcr-el0", "arm64.guest.pmcr-imp"),
     ("arm64.pmceid0-el0", "arm64.guest.pmceid-chain"),
+    ("arm64.pmmir-el1@min", "arm64.guest.pmmir-less@min"),
+    ("insn.smc", "arm64.guest.smc-conduit"),
     ("arm64.pmmir-el1", "arm64.guest.pmmir-el1"),
     ("arm64.smidr-el1", "arm64.guest.smidr-el1"),
     ("arm64.gmid-el1", "arm64.guest.gmid-el1"),

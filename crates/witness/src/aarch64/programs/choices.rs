@@ -52,6 +52,12 @@ pub(super) fn derive(record: &mut Record, shape: &str) {
                 .map(|kind| u64::from(matches!(kind, Undefined | Trapped))),
         ),
         (
+            "pmmir-less",
+            kind(record, &format!("arm64.pmmir-el1{less}"))
+                .map(|kind| u64::from(!matches!(kind, Undefined | Trapped))),
+        ),
+        ("smc-conduit", record.number("insn.smc").map(|answer| u64::from(answer as i32 >= 0))),
+        (
             "smidr-el1",
             kind(record, "arm64.smidr-el1").and_then(|kind| match kind {
                 Zero => Some(0),
@@ -79,7 +85,7 @@ pub(super) fn derive(record: &mut Record, shape: &str) {
         let mut name = format!("arm64.guest.{facet}");
         let shapes = catalog::choice(&name).map_or(&[][..], |c| &*c.applies.shapes);
         if !shapes.is_empty() && !shapes.contains(&shape) {
-            if facet != "pmu-less-registers" {
+            if !facet.contains("-less") {
                 continue;
             }
             name += less;
