@@ -95,7 +95,7 @@ mod tests {
         }
         let (at, length) = places[places.len() - 1];
         assert!((at - MEMORY_BASE + length) as usize <= MEMORY);
-        assert!(TAG + 8 <= RESULT_BYTES && VECTORS + 16 * 0x80 <= CODE_BYTES);
+        const { assert!(TAG + 8 <= RESULT_BYTES && VECTORS + 16 * 0x80 <= CODE_BYTES) };
         assert_eq!((CODE + VECTORS as u64) % 0x800, 0, "VBAR_EL1 has no lower bits");
         assert!(PROBE_BYTES.is_power_of_two() && RESULT_BYTES.is_power_of_two());
     }

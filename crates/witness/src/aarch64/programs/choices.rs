@@ -83,7 +83,7 @@ pub(super) fn derive(record: &mut Record, shape: &str) {
     ];
     for (facet, number) in facets {
         let mut name = format!("arm64.guest.{facet}");
-        let shapes = catalog::choice(&name).map_or(&[][..], |c| &*c.applies.shapes);
+        let shapes = catalog::choice(&name).map_or(&[][..], |c| c.applies.shapes);
         if !shapes.is_empty() && !shapes.contains(&shape) {
             if !facet.contains("-less") {
                 continue;
