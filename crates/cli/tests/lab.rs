@@ -155,3 +155,39 @@ fn a_kernel_that_dies_is_told_and_the_others_go_on() {
     let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
     assert!(jsonschema::is_valid(&schema, &report), "{report}");
 }
+
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+#[test]
+fn arm64_guests_on_two_kernels_differ_as_the_ledger_says() {
+    let lab = Lab::new();
+    let hosts = ["debian-6.1-arm64-nvhe", "debian-7.3-arm64-nvhe"];
+    for host in hosts {
+        let observe = ["run", host, "--bring", "o.json", "--", "evenkeel", "observe", "-o", "o.json"];
+        let done = lab.command(&observe).output().unwrap();
+        assert!(done.status.success(), "{host}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let [old, new] = hosts.map(|host| {
+        let brought = [lab.path("out").join(host).join("o.json"), lab.path("out/o.json")];
+        let bytes = brought.iter().find_map(|path| fs::read(path).ok()).expect("an observation");
+        fs::remove_file(lab.path("out/o.json")).ok();
+        let path = lab.path(&format!("{host}.json"));
+        fs::write(&path, bytes).unwrap();
+        path
+    });
+    let done = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+        .args(["observe", "--format", "json", "--against"])
+        .arg(&old)
+        .arg("--from")
+        .arg(&new)
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", String::from_utf8_lossy(&done.stderr));
+    let compared: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(compared["alike"].as_u64().unwrap() > 500, "{compared}");
+    assert_eq!(compared["undetermined"], Value::Array(vec![]));
+    let found = compared["differences"].as_array().unwrap();
+    let cause = |name: &str| found.iter().find(|d| d["name"] == name).map(|d| d["cause"].as_str().unwrap());
+    assert_eq!(cause("arm64.guest.pmcr-imp"), Some("ARM-020"));
+    assert_eq!(cause("arm64.psci.version"), Some("ARM-009"));
+    assert_eq!(cause("arm64.guest.smc-conduit"), Some("ARM-120"));
+}

@@ -68,19 +68,21 @@ fn same_arch(change: &Change, arch: evenkeel_surface::Arch) -> bool {
 }
 
 /// The entry that explains why `facet` (a field, a word or a choice) shows `before` on one host and `after` on the
-/// other, in either direction of time.
+/// other. In either direction of time, but an entry that tells of this direction goes before one of the other: a
+/// behaviour can come, and go again later.
 pub fn of_facet(
     arch: evenkeel_surface::Arch,
     facet: &str,
     before: &str,
     after: &str,
 ) -> Option<&'static Change> {
-    let fits = |(change, e): &&(&'static Change, &'static Explains)| {
-        same_arch(change, arch)
-            && ((matches(e.before, before, facet) && matches(e.after, after, facet))
-                || (matches(e.before, after, facet) && matches(e.after, before, facet)))
+    let find = |from: &str, to: &str| {
+        let fits = |(change, e): &&(&'static Change, &'static Explains)| {
+            same_arch(change, arch) && matches(e.before, from, facet) && matches(e.after, to, facet)
+        };
+        index().get(facet)?.iter().find(fits).map(|(change, _)| *change)
     };
-    index().get(facet)?.iter().find(fits).map(|(change, _)| *change)
+    find(before, after).or_else(|| find(after, before))
 }
 
 /// The entry that explains why an item is `before` (`listed`, `unlisted`, `refused`) on one host and `after` on the other.

@@ -8,6 +8,7 @@
 //! What depends on the architecture is in the module of its name.
 #![forbid(unsafe_code)]
 
+pub mod aarch64;
 mod error;
 mod machine;
 mod run;

@@ -3,15 +3,20 @@
 //! Offsets are those of `struct kvm_sregs` and `struct kvm_regs` (`arch/x86/include/uapi/asm/kvm.h`).
 
 use evenkeel_sys::layout::{X86_REGS, X86_SREGS};
-use evenkeel_sys::requests::{
-    KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_REGS, KVM_SET_SREGS, KVM_SET_TSS_ADDR,
+use evenkeel_sys::requests::{KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS};
+#[cfg(target_arch = "x86_64")]
+use evenkeel_sys::{
+    Errno, Vm,
+    requests::{KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_TSS_ADDR},
 };
-use evenkeel_sys::{Errno, Outside, Ram, Vcpu, Vm};
+use evenkeel_sys::{Outside, Ram, Vcpu};
 
 use crate::Error;
 
 /// Pages below 4 GiB that Intel hosts use in real mode: out of the way of memory, APICs and firmware.
+#[cfg(target_arch = "x86_64")]
 const REAL_MODE_TSS: u64 = 0xfffb_d000;
+#[cfg(target_arch = "x86_64")]
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// Selector of the 64-bit code segment.
@@ -31,6 +36,7 @@ pub const CR4: u64 = 0x20;
 pub const EFER: u64 = 0x500;
 
 /// What Intel hosts without unrestricted guests need of a VM; others have no use for it and some do not have it.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn reserve(vm: &Vm<'_>) -> Result<(), Error> {
     let absent = |e: &evenkeel_sys::Error| matches!(e.errno(), Some(Errno::EINVAL | Errno::ENOTTY));
     let identity = vm.set(&KVM_SET_IDENTITY_MAP_ADDR, &IDENTITY_MAP.to_ne_bytes()).map(drop);

@@ -132,7 +132,8 @@ fn told(observation: &Observation, name: &str, saw: Option<&Saw>) -> String {
 }
 
 fn show(name: &str, saw: &Saw) -> String {
-    let named = |number: u64| catalog::choice(name)?.values.iter().find(|v| v.value == number);
+    let plain = name.split_once('@').map_or(name, |(plain, _)| plain);
+    let named = |number: u64| catalog::choice(plain)?.values.iter().find(|v| v.value == number);
     match saw {
         Saw::Value(number) => named(number.0).map_or(saw.to_string(), |v| v.name.to_owned()),
         _ => saw.to_string(),
@@ -205,15 +206,16 @@ fn difference(
 
 /// What was looked at to settle a facet that differs has its cause.
 fn behind(arch: Arch, differences: &mut [Difference]) {
-    if arch != Arch::X86_64 {
-        return;
-    }
+    let table = match arch {
+        Arch::X86_64 => BEHIND,
+        Arch::Aarch64 => crate::aarch64::names::BEHIND,
+    };
     let causes: BTreeMap<String, (String, String)> = differences
         .iter()
         .filter_map(|d| Some((d.name.clone(), (d.cause.clone()?, d.cause_title.clone()))))
         .collect();
     for d in differences.iter_mut().filter(|d| d.cause.is_none()) {
-        let mine = BEHIND.iter().filter(|(prefix, _)| d.name.starts_with(prefix));
+        let mine = table.iter().filter(|(prefix, _)| d.name.starts_with(prefix));
         if let Some((id, title)) = mine.filter_map(|(_, facet)| causes.get(*facet)).next() {
             d.cause = Some(id.clone());
             d.cause_title.clone_from(title);

@@ -6,6 +6,7 @@
 //! The guest ([`guests`]) is a loop over a table of [`probe`]s whose layout is in [`abi`]; a [`session`] runs batches of
 //! them; the [`programs`] know what to ask.
 
+pub mod aarch64;
 pub mod abi;
 pub mod compare;
 mod error;

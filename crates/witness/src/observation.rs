@@ -59,6 +59,13 @@ pub enum Saw {
         /// Its error code; 0 where there is none.
         code: Hex32,
     },
+    /// An exception on arm64, as ESR_EL1 told it.
+    Exception {
+        /// Its class: 0 is undefined, 0x18 a trapped system register.
+        class: u8,
+        /// Its syndrome.
+        iss: Hex32,
+    },
     /// It was executed.
     Executes,
     /// The access left KVM for the program that runs the guest, as named.
@@ -121,6 +128,8 @@ impl fmt::Display for Saw {
                 }
                 if code.0 == 0 { Ok(()) } else { write!(f, "({code})") }
             }
+            Saw::Exception { class: 0, iss: Hex32(0) } => f.write_str("undefined"),
+            Saw::Exception { class, iss } => write!(f, "exception of class {class:#x}({iss})"),
             Saw::Executes => f.write_str("executes"),
             Saw::Exit(what) => write!(f, "leaves KVM: {what}"),
             Saw::Ends(how) => write!(f, "the guest ends: {how}"),

@@ -3,21 +3,26 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use evenkeel_surface::Arch;
 use evenkeel_witness::compare::{Comparison, compare};
 use evenkeel_witness::observation::{self, Observation, Saw};
 
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
+/// The shape, when nobody says which.
+const USUAL: &str = if cfg!(target_arch = "aarch64") { "full" } else { "kernel" };
+
 /// What does a guest see here? Runs one that looks at everything.
 #[derive(clap::Args)]
 pub struct Observe {
-    /// The machine's shape: where its interrupt controllers are.
-    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split", "none"])]
-    shape: String,
     /// Run the guest under this contract, in its shape, and say what it saw otherwise than promised.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "from", "against"])]
     contract: Option<PathBuf>,
+    /// The machine's shape: where its interrupt controllers are (x86: kernel, split, none), what its vCPUs have (arm64:
+    /// min, pmu, full). `kernel` and `full`, if not given.
+    #[arg(long, value_parser = ["kernel", "split", "none", "min", "pmu", "full"])]
+    shape: Option<String>,
     /// Where to write the observation.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -63,7 +68,7 @@ impl Observe {
         let other = self.against.as_ref().map(load).transpose()?;
         let seen = match &self.from {
             Some(path) => load(path)?,
-            None => here(&self.shape)?,
+            None => here(self.shape.as_deref().unwrap_or(USUAL))?,
         };
         if let Some(path) = &self.output {
             output::write(path, seen.print())?;
@@ -166,12 +171,18 @@ fn summary(seen: &Observation, all: bool) -> String {
             .count()
     };
     let value = |saw: &Saw| matches!(saw, Saw::Value(_));
-    let fault = |saw: &Saw| matches!(saw, Saw::Fault { .. });
+    let fault = |saw: &Saw| matches!(saw, Saw::Fault { .. } | Saw::Exception { .. });
     let _ = writeln!(w, "\nThe rest");
-    let _ = writeln!(w, "  {} words of CPUID that are not 0", count("cpuid.", &value));
-    let plain = |name: &str| name.strip_prefix("msr.").is_some_and(|n| !n.contains(['.', '@']));
-    let msrs = |test: &dyn Fn(&Saw) -> bool| values.iter().filter(|(n, s)| plain(n) && test(s)).count();
-    let _ = writeln!(w, "  {} MSRs that can be read, {} that fault", msrs(&value), msrs(&fault));
+    if seen.arch == Arch::X86_64 {
+        let _ = writeln!(w, "  {} words of CPUID that are not 0", count("cpuid.", &value));
+        let plain = |name: &str| name.strip_prefix("msr.").is_some_and(|n| !n.contains(['.', '@']));
+        let msrs = |test: &dyn Fn(&Saw) -> bool| values.iter().filter(|(n, s)| plain(n) && test(s)).count();
+        let _ = writeln!(w, "  {} MSRs that can be read, {} that fault", msrs(&value), msrs(&fault));
+    } else {
+        let [x, y] = [count("arm64.", &value), count("arm64.", &fault)];
+        let _ = writeln!(w, "  {x} registers that can be read, {y} that raise an exception");
+        let _ = writeln!(w, "  {} answers of SMCCC", count("smccc.", &value));
+    }
     let executes = count("insn.", &|saw| matches!(saw, Saw::Executes | Saw::Value(_)));
     let _ = writeln!(w, "  {executes} instructions that are executed, {} that fault", count("insn.", &fault));
     for (name, saw) in values.iter().filter(|(_, saw)| matches!(saw, Saw::Ends(_))) {
@@ -189,27 +200,35 @@ fn summary(seen: &Observation, all: bool) -> String {
     w
 }
 
+/// The shape of this name.
+pub(super) fn known<T>(name: &str, by_name: impl Fn(&str) -> Option<T>) -> Result<T, Failure> {
+    by_name(name)
+        .ok_or_else(|| Failure::bad(format!("no machine here has the shape `{name}`"), "leave --shape out"))
+}
+
 /// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "x86_64")]
 pub fn here(shape: &str) -> Result<Observation, Failure> {
+    use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::programs::x86_64::offered_cpuid;
 
     let live = Live::new();
     // Of the VM's own system fd there is none to be had in the closure.
     let system = System::open(&live).map_err(|e| Failure { exit: 3, ..Failure::bad(e.to_string(), HINT) })?;
-    under(shape, &|_| Ok(()), &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?))
-        .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
+    under(known(shape, Irqchip::by_name)?, &|_| Ok(()), &|vcpu, id| {
+        vcpu.set_cpuid(&offered_cpuid(&system, id)?)
+    })
+    .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
 }
 
 /// What a guest sees on a machine that was set up in this way.
 #[cfg(target_arch = "x86_64")]
 pub fn under(
-    shape: &str,
+    irqchip: evenkeel_monitor::Irqchip,
     vm: &dyn Fn(&evenkeel_sys::Vm<'_>) -> Result<(), evenkeel_sys::Error>,
     vcpu: &dyn Fn(&evenkeel_sys::Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
 ) -> Result<Observation, evenkeel_witness::Error> {
-    use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
     use evenkeel_witness::programs::x86_64::{Configure, observe};
 
@@ -221,14 +240,30 @@ pub fn under(
         kernel: release,
         ..observation::Volatile::default()
     };
-    observe(&system, Irqchip::by_name(shape).unwrap_or_default(), &Configure { vm, vcpu }, volatile)
+    observe(&system, irqchip, &Configure { vm, vcpu }, volatile)
 }
 
 #[cfg(target_arch = "x86_64")]
 const HINT: &str = "this needs a usable /dev/kvm";
 
-/// There is no witness yet.
-#[cfg(not(target_arch = "x86_64"))]
-pub fn here(_: &str) -> Result<Observation, Failure> {
-    Err(Failure { exit: 3, ..Failure::bad("there is no witness for this architecture", "") })
+/// What a guest sees on this machine, in a machine of this shape.
+#[cfg(target_arch = "aarch64")]
+pub fn here(shape: &str) -> Result<Observation, Failure> {
+    use evenkeel_monitor::aarch64::{Configure, Shape};
+    use evenkeel_sys::{Live, System};
+    use evenkeel_witness::aarch64::{guest, programs};
+
+    let cannot = |e: &dyn std::fmt::Display| Failure {
+        exit: 3,
+        ..Failure::bad(format!("nothing was observed: {e}"), "this needs a usable /dev/kvm")
+    };
+    let shape = known(shape, Shape::by_name)?;
+    let live = Live::new();
+    let system = System::open(&live).map_err(|e| cannot(&e))?;
+    let volatile = observation::Volatile {
+        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        ..observation::Volatile::default()
+    };
+    programs::observe(&system, guest::image(), shape, &Configure::default(), volatile).map_err(|e| cannot(&e))
 }

@@ -8,6 +8,7 @@ use evenkeel_apply::{Applying, Plan, Setup, Topology, Verdict};
 use evenkeel_contract::Contract;
 use evenkeel_contract::describe::parts;
 use evenkeel_contract::layout::index_of;
+use evenkeel_monitor::Irqchip;
 use evenkeel_steps::{Expect, Facet, Place};
 use evenkeel_witness::observation::{Observation, Saw, unfold};
 use schemars::JsonSchema;
@@ -117,7 +118,7 @@ pub fn observe(contract: &Contract) -> Result<(ContractObserved, Observation), F
     })?;
     let applying: RefCell<Applying<'_>> = RefCell::new(plan.start());
     let seen = super::observe::under(
-        &contract.shape,
+        super::observe::known(&contract.shape, Irqchip::by_name)?,
         // A guest that is started again gets the contract again. What reading back says is in the report; here the guest
         // is asked all the same.
         &|vm| {

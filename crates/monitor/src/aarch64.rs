@@ -1,0 +1,268 @@
+//! Machines on arm64: a VM with memory, a GICv3 with an ITS, and vCPUs of a known shape, at whose beginning the MMU is off.
+//!
+//! Everything is made in the order in which a VMM makes it: memory, vCPUs with their features, SVE, interrupt controllers,
+//! PMU. Group and attribute numbers are of `arch/arm64/include/uapi/asm/kvm.h`.
+
+use std::sync::Arc;
+
+use evenkeel_sys::{Device, Error as CallError, Ram, Runner, System, Vcpu, Vm};
+
+use crate::Error;
+
+const CAP_PMU_V3: u32 = 126;
+const CAP_IPA_SIZE: u32 = 165;
+const CAP_SVE: u32 = 170;
+const CAP_PAUTH_ADDRESS: u32 = 171;
+const CAP_PAUTH_GENERIC: u32 = 172;
+
+const POWER_OFF: u32 = 0;
+const PSCI_0_2: u32 = 2;
+const PMU: u32 = 3;
+const SVE: u32 = 4;
+const PAUTH_ADDRESS: u32 = 5;
+const PAUTH_GENERIC: u32 = 6;
+
+const DEVICE_GIC_V3: u32 = 7;
+const DEVICE_ITS: u32 = 8;
+/// Where the distributor is.
+pub const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
+/// Where the redistributors are, one behind the other.
+pub const GIC_REDISTRIBUTOR: u64 = 0x080a_0000;
+/// A redistributor's length: the registers' page and the one of the private interrupts.
+pub const GIC_REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
+/// Where the ITS is.
+pub const GIC_ITS: u64 = 0x0810_0000;
+/// Where memory begins: QEMU's `virt` has it there too.
+pub const MEMORY_BASE: u64 = 0x4000_0000;
+/// The private interrupt of the PMU's overflow, as QEMU's `virt` has it.
+const PMU_INTERRUPT: u32 = 23;
+
+/// `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE`: X0 in `struct kvm_regs`.
+const CORE_X0: u64 = 0x6030_0000_0010_0000;
+const CORE_PC: u64 = CORE_X0 + 2 * 32;
+const CORE_PSTATE: u64 = CORE_X0 + 2 * 33;
+/// EL1 with its own stack pointer, and interrupts, aborts and debug exceptions masked.
+const PSTATE_EL1H: u64 = 0x3c5;
+
+/// What the vCPUs are made with, as far as the host has it. The same shapes as in captures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// PSCI.
+    Min,
+    /// With a PMU.
+    Pmu,
+    /// With SVE and pointer authentication as well.
+    #[default]
+    Full,
+}
+
+impl Shape {
+    /// Its name in captures: `min`, `pmu`, `full`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Min => "min",
+            Shape::Pmu => "pmu",
+            Shape::Full => "full",
+        }
+    }
+
+    /// The shape of this name.
+    pub fn by_name(name: &str) -> Option<Shape> {
+        [Shape::Min, Shape::Pmu, Shape::Full].into_iter().find(|shape| shape.name() == name)
+    }
+
+    /// Feature bits of KVM_ARM_VCPU_INIT and the capabilities that offer them.
+    fn wanted(self) -> &'static [(u32, u32)] {
+        const ALL: [(u32, u32); 4] = [
+            (PMU, CAP_PMU_V3),
+            (SVE, CAP_SVE),
+            (PAUTH_ADDRESS, CAP_PAUTH_ADDRESS),
+            (PAUTH_GENERIC, CAP_PAUTH_GENERIC),
+        ];
+        match self {
+            Shape::Min => &ALL[..0],
+            Shape::Pmu => &ALL[..1],
+            Shape::Full => &ALL,
+        }
+    }
+}
+
+/// What is decided besides the shape, and when.
+pub struct Configure<'c> {
+    /// Of the VM, before it has vCPUs.
+    pub vm: &'c dyn Fn(&Vm<'_>) -> Result<(), CallError>,
+    /// Of each vCPU, by its number, after KVM_ARM_VCPU_INIT and before it runs.
+    pub vcpu: &'c dyn Fn(&Vcpu<'_>, u64) -> Result<(), CallError>,
+    /// Of the GIC, after it was initialized.
+    pub gic: &'c dyn Fn(&Device<'_>) -> Result<(), CallError>,
+}
+
+impl Default for Configure<'_> {
+    /// Nothing.
+    fn default() -> Self {
+        Configure { vm: &|_| Ok(()), vcpu: &|_, _| Ok(()), gic: &|_| Ok(()) }
+    }
+}
+
+/// A VM with memory, interrupt controllers and vCPUs. The first vCPU is on, the others wait for PSCI's CPU_ON.
+#[derive(Debug)]
+pub struct Machine<'s, 'b> {
+    system: &'s System<'b>,
+    vcpus: Vec<Vcpu<'b>>,
+    ram: Arc<Ram>,
+    target: u32,
+    features: u32,
+    /// Why there is no GICv3, where there is none.
+    pub no_gic: Option<String>,
+    /// Why there is no ITS.
+    pub no_its: Option<String>,
+    _devices: Vec<Device<'b>>,
+    _vm: Vm<'b>,
+}
+
+impl<'s, 'b> Machine<'s, 'b> {
+    /// Makes one with this many bytes of memory at [`MEMORY_BASE`], and this many vCPUs.
+    ///
+    /// # Errors
+    /// The kernel refuses a part of it, or has no memory.
+    pub fn new(
+        system: &'s System<'b>,
+        shape: Shape,
+        memory: usize,
+        vcpus: u64,
+        configure: &Configure<'_>,
+    ) -> Result<Self, Error> {
+        // Type 0 means 40 bits of guest physical address, more than some hosts have.
+        let bits = system.check_extension(CAP_IPA_SIZE)?;
+        let vm = system.create_vm(if (32..40).contains(&bits) { bits as u64 } else { 0 })?;
+        (configure.vm)(&vm)?;
+        let ram = Arc::new(Ram::new(memory).map_err(Error::Memory)?);
+        vm.set_memory(0, MEMORY_BASE, &ram)?;
+        let mut features = 1 << PSCI_0_2;
+        for (bit, cap) in shape.wanted() {
+            if system.check_extension(*cap)? > 0 {
+                features |= 1 << bit;
+            }
+        }
+        let target = vm.preferred_target()?;
+        let mut made = Vec::new();
+        for id in 0..vcpus {
+            let vcpu = vm.create_vcpu(id)?;
+            vcpu.init(target, first_word(features, id))?;
+            (configure.vcpu)(&vcpu, id)?;
+            if features & 1 << SVE != 0 {
+                vcpu.finalize(SVE)?;
+            }
+            made.push(vcpu);
+        }
+        let mut machine = Machine {
+            system,
+            vcpus: made,
+            ram,
+            target,
+            features,
+            no_gic: None,
+            no_its: None,
+            _devices: Vec::new(),
+            _vm: vm,
+        };
+        machine.controllers(configure)?;
+        Ok(machine)
+    }
+
+    fn controllers(&mut self, configure: &Configure<'_>) -> Result<(), Error> {
+        match gic(&self._vm) {
+            Ok(gic) => {
+                (configure.gic)(&gic)?;
+                self._devices.push(gic);
+                match its(&self._vm) {
+                    Ok(its) => self._devices.push(its),
+                    Err(error) => self.no_its = Some(error.to_string()),
+                }
+            }
+            Err(error) => self.no_gic = Some(error.to_string()),
+        }
+        if self.features & 1 << PMU != 0 && self.no_gic.is_none() {
+            for vcpu in &self.vcpus {
+                // KVM_ARM_VCPU_PMU_V3_CTRL: IRQ, then INIT.
+                vcpu.set_attr(0, 0, &PMU_INTERRUPT.to_ne_bytes())?;
+                vcpu.set_attr(0, 1, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Its memory.
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// A vCPU, ready to run.
+    ///
+    /// # Errors
+    /// The vCPU's page cannot be mapped.
+    ///
+    /// # Panics
+    /// There is no such vCPU.
+    pub fn runner(&self, number: usize) -> Result<Runner<'_, 'b>, Error> {
+        Ok(self.vcpus[number].runner(self.system)?)
+    }
+
+    /// KVM_ARM_VCPU_INIT once more, for each: what a VMM does at a reset.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn reset(&self) -> Result<(), Error> {
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            vcpu.init(self.target, first_word(self.features, id as u64))?;
+        }
+        Ok(())
+    }
+}
+
+fn first_word(features: u32, id: u64) -> u32 {
+    if id == 0 { features } else { features | 1 << POWER_OFF }
+}
+
+fn gic<'b>(vm: &Vm<'b>) -> Result<Device<'b>, CallError> {
+    let gic = vm.create_device(DEVICE_GIC_V3)?;
+    // KVM_DEV_ARM_VGIC_GRP_ADDR: distributor, redistributors; KVM_DEV_ARM_VGIC_CTRL_INIT.
+    gic.set_attr(0, 2, &GIC_DISTRIBUTOR.to_ne_bytes())?;
+    gic.set_attr(0, 3, &GIC_REDISTRIBUTOR.to_ne_bytes())?;
+    gic.set_attr(4, 0, &[])?;
+    Ok(gic)
+}
+
+fn its<'b>(vm: &Vm<'b>) -> Result<Device<'b>, CallError> {
+    let its = vm.create_device(DEVICE_ITS)?;
+    its.set_attr(0, 4, &GIC_ITS.to_ne_bytes())?;
+    its.set_attr(4, 0, &[])?;
+    Ok(its)
+}
+
+/// Puts a vCPU at `entry` in EL1, with `argument` in X0. Nothing else is changed.
+///
+/// # Errors
+/// As the kernel says.
+pub fn enter(vcpu: &Vcpu<'_>, entry: u64, argument: u64) -> Result<(), Error> {
+    for (register, value) in [(CORE_X0, argument), (CORE_PC, entry), (CORE_PSTATE, PSTATE_EL1H)] {
+        vcpu.set_one_reg(register, &value.to_ne_bytes())?;
+    }
+    Ok(())
+}
+
+/// Writes a table of the first level for 4 KiB pages and 39 bits of address at `table` (an address of the guest): the
+/// first GiB is device memory, the second is cacheable.
+///
+/// # Errors
+/// It is not within the memory.
+pub fn map(ram: &Ram, table: u64) -> Result<(), Error> {
+    // A block, accessed; attributes 1 of MAIR_EL1, and never executed.
+    const DEVICE: u64 = 1 | 1 << 2 | 1 << 10 | 3 << 53;
+    // Inner shareable, attributes 0, not executed in EL0.
+    const MEMORY: u64 = 1 | 3 << 8 | 1 << 10 | 1 << 54;
+    let at = (table - MEMORY_BASE) as usize;
+    ram.write(at, &DEVICE.to_le_bytes())?;
+    ram.write(at + 8, &(MEMORY_BASE | MEMORY).to_le_bytes())?;
+    Ok(())
+}

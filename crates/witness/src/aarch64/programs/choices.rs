@@ -1,0 +1,185 @@
+//! Facets of the catalog that only a look from inside tells: what was seen becomes the number of the catalog's value.
+
+use evenkeel_catalog as catalog;
+use evenkeel_surface::Hex64;
+
+use crate::observation::{Record, Saw};
+
+/// A register's reading as a number: a value of 0, another value, undefined, trapped.
+fn kind(record: &Record, name: &str) -> Option<Kind> {
+    Some(match record.get(name)? {
+        Saw::Value(Hex64(0)) => Kind::Zero,
+        Saw::Value(_) => Kind::Some,
+        Saw::Exception { class: 0, .. } => Kind::Undefined,
+        Saw::Exception { class: 0x18, .. } => Kind::Trapped,
+        _ => return None,
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Zero,
+    Some,
+    Undefined,
+    Trapped,
+}
+
+/// Bits of a register that was read.
+fn bits(record: &Record, name: &str, low: u32, count: u32) -> Option<u64> {
+    record.number(name).map(|value| value >> low & ((1 << count) - 1))
+}
+
+/// Records each of them that is about guests of this shape and that what was seen decides.
+pub(super) fn derive(record: &mut Record, shape: &str) {
+    use Kind::{Some as Other, Trapped, Undefined, Zero};
+    // What a guest without a PMU sees comes from a machine of its own, unless this is one.
+    let less = if shape == "min" { "" } else { "@min" };
+    let facets = [
+        ("ctr-el0-idc", bits(record, "arm64.ctr-el0", 28, 1)),
+        ("pmcr-imp", bits(record, "arm64.pmcr-el0", 16, 16).map(|codes| u64::from(codes != 0))),
+        ("pmceid-chain", bits(record, "arm64.pmceid0-el0", 30, 1)),
+        (
+            "pmmir-el1",
+            kind(record, "arm64.pmmir-el1").map(|kind| match kind {
+                Undefined | Trapped => 0,
+                Zero => 1,
+                Other => 2,
+            }),
+        ),
+        (
+            "pmu-less-registers",
+            kind(record, &format!("arm64.pmcr-el0{less}"))
+                .map(|kind| u64::from(matches!(kind, Undefined | Trapped))),
+        ),
+        (
+            "pmmir-less",
+            kind(record, &format!("arm64.pmmir-el1{less}"))
+                .map(|kind| u64::from(!matches!(kind, Undefined | Trapped))),
+        ),
+        ("smc-conduit", record.number("insn.smc").map(|answer| u64::from(answer as i32 >= 0))),
+        (
+            "smidr-el1",
+            kind(record, "arm64.smidr-el1").and_then(|kind| match kind {
+                Zero => Some(0),
+                Undefined => Some(1),
+                Trapped => Some(2),
+                Other => None,
+            }),
+        ),
+        (
+            "gmid-el1",
+            kind(record, "arm64.gmid-el1").and_then(|kind| match kind {
+                Zero | Other => Some(0),
+                Trapped => Some(1),
+                // A CPU without tagging.
+                Undefined => None,
+            }),
+        ),
+        (
+            "tpidr2-el0",
+            kind(record, "arm64.tpidr2-el0").map(|kind| u64::from(matches!(kind, Undefined | Trapped))),
+        ),
+        ("os-lock", bits(record, "arm64.oslsr-el1.locked", 1, 1)),
+    ];
+    for (facet, number) in facets {
+        let mut name = format!("arm64.guest.{facet}");
+        let shapes = catalog::choice(&name).map_or(&[][..], |c| c.applies.shapes);
+        if !shapes.is_empty() && !shapes.contains(&shape) {
+            if !facet.contains("-less") {
+                continue;
+            }
+            name += less;
+        }
+        match number {
+            Some(number) => record.value(name, number),
+            None => record.unasked(name, "nothing that was seen decides it"),
+        }
+    }
+    // Registers of the firmware, as the guest is answered: services, and workarounds (0 not there, 1 or 2 there, one more
+    // where none is needed).
+    let answered = |call: &str| record.number(call).map(|x| u64::from(x as i32 >= 0));
+    let level = |call: &str, there: u64| {
+        record.number(call).map(|x| if (x as i32) < 0 { 0 } else { there + u64::from(x as u32 != 0) })
+    };
+    let services =
+        |bit: u32| record.number("smccc.86000000").map(|x| u64::from(x as i32 >= 0 && x >> bit & 1 != 0));
+    let firmware = [
+        ("arm64.psci.system-suspend", answered("smccc.8400000a.c400000e")),
+        ("arm64.fw-std-bmap.trng", answered("smccc.84000050")),
+        ("arm64.fw-std-hyp-bmap.pv-time", answered("smccc.80000001.c5000020")),
+        ("arm64.fw-vendor-hyp-bmap.func-feat", answered("smccc.86000000")),
+        ("arm64.fw-vendor-hyp-bmap.ptp", services(1)),
+        ("arm64.fw-workaround-1", level("smccc.80000001.80008000", 1)),
+        ("arm64.fw-workaround-2", level("smccc.80000001.80007fff", 2)),
+        ("arm64.fw-workaround-3", level("smccc.80000001.80003fff", 1)),
+    ];
+    for (name, number) in firmware {
+        if let Some(number) = number {
+            record.value(name, number);
+        }
+    }
+    // Choices that have a word of the guest's own.
+    for (facet, seen) in [("arm64.vgic.iidr", "arm64.gicd.iidr"), ("arm64.psci.version", "smccc.84000000")] {
+        if let Some(value) = record.number(seen) {
+            record.value(facet, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_surface::Hex32;
+
+    #[test]
+    fn what_was_seen_becomes_a_value_of_the_catalog() {
+        let mut record = Record::default();
+        let trapped = Saw::Exception { class: 0x18, iss: Hex32(1) };
+        record.value("arm64.ctr-el0", 0x9444_c004);
+        record.value("arm64.pmcr-el0", 0x4101_30a8);
+        record.value("arm64.pmmir-el1", 0);
+        record.value("arm64.gicd.iidr", 0x4b00_343b);
+        record.value("arm64.oslsr-el1.locked", 8);
+        record.saw("arm64.smidr-el1", trapped);
+        record.saw("arm64.pmcr-el0@min", Saw::Exception { class: 0, iss: Hex32(0) });
+        derive(&mut record, "full");
+        let is = |name: &str| record.number(&format!("arm64.guest.{name}"));
+        assert_eq!([is("ctr-el0-idc"), is("pmcr-imp"), is("pmmir-el1")], [Some(1), Some(1), Some(1)]);
+        assert_eq!([is("smidr-el1"), is("pmu-less-registers"), is("os-lock")], [Some(2), None, Some(0)]);
+        assert_eq!(is("pmu-less-registers@min"), Some(1));
+        assert_eq!([is("gmid-el1"), is("pmceid-chain")], [None, None]);
+        assert_eq!(record.number("arm64.vgic.iidr"), Some(0x4b00_343b));
+    }
+
+    #[test]
+    fn answers_of_the_firmware_become_its_registers() {
+        let mut record = Record::default();
+        record.value("smccc.80000001.80008000", 0);
+        record.value("smccc.80000001.80007fff", 1);
+        record.value("smccc.80000001.80003fff", u64::MAX);
+        record.value("smccc.84000050", 0x10000);
+        record.value("smccc.86000000", u64::MAX);
+        derive(&mut record, "full");
+        let workaround = |n: u8| record.number(&format!("arm64.fw-workaround-{n}"));
+        assert_eq!([workaround(1), workaround(2), workaround(3)], [Some(1), Some(3), Some(0)]);
+        assert_eq!(record.number("arm64.fw-std-bmap.trng"), Some(1));
+        assert_eq!(record.number("arm64.fw-vendor-hyp-bmap.ptp"), Some(0));
+        assert_eq!(record.number("arm64.psci.system-suspend"), None);
+        for name in ["arm64.fw-std-bmap.trng", "arm64.fw-std-hyp-bmap.pv-time", "arm64.fw-workaround-2"] {
+            assert!(catalog::register(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_facet_that_is_observed_on_arm64_is_derived_here() {
+        let unasked = |shape: &str| {
+            let mut record = Record::default();
+            derive(&mut record, shape);
+            record.finish(evenkeel_surface::Arch::Aarch64, shape, Default::default()).unasked
+        };
+        for choice in catalog::CHOICES.iter().filter(|c| c.from.observe.starts_with("arm64.")) {
+            let shape = choice.applies.shapes.first().copied().unwrap_or("full");
+            assert!(unasked(shape).iter().any(|u| u.name == choice.from.observe), "{}", choice.name);
+        }
+    }
+}
