@@ -8,13 +8,6 @@ pub mod diff;
 pub mod explain;
 pub mod hosts;
 pub mod lab;
-pub mod lab_add;
-pub mod lab_bisect;
-pub mod lab_cache;
-pub mod lab_fetch;
-pub mod lab_matrix;
-pub mod lab_registers;
-pub mod lab_run;
 pub mod matrix;
 pub mod observe;
 #[cfg(target_arch = "x86_64")]

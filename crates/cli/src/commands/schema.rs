@@ -60,11 +60,11 @@ impl Document {
             Document::Apply => schemars::schema_for!(evenkeel_apply::Report),
             Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
-            Document::LabRun => schemars::schema_for!(super::lab_run::RunReport),
+            Document::LabRun => schemars::schema_for!(super::lab::run::RunReport),
             Document::Registers => schemars::schema_for!(evenkeel_state::RegisterFile),
             Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::LoadReport),
             Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::matrix::Matrix),
-            Document::Bisect => schemars::schema_for!(super::lab_bisect::BisectReport),
+            Document::Bisect => schemars::schema_for!(super::lab::bisect::BisectReport),
         }
     }
 }

@@ -12,8 +12,8 @@ use evenkeel_surface::{Limits, Surface, read};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lab::failed;
-use super::lab_fetch::Teller;
+use super::failed;
+use super::fetch::Teller;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use evenkeel_lab::{Addition, Arch, Cache, Error, Kernel, Kernels, add, import, show_bytes};
 use serde::Serialize;
 
-use super::lab::failed;
-use super::lab_fetch::Teller;
+use super::failed;
+use super::fetch::Teller;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 

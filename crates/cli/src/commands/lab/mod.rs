@@ -1,12 +1,19 @@
 //! `evenkeel lab`: real host kernels on this machine, under emulation.
 
+mod add;
+pub mod bisect;
+mod cache;
+mod fetch;
+mod matrix;
+mod registers;
+pub mod run;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use evenkeel_lab::{Cache, Host, Job, Kernels, Lane, Options, Origin};
 use serde::Serialize;
 
-use super::{lab_add, lab_bisect, lab_cache, lab_fetch, lab_matrix, lab_run};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -21,12 +28,12 @@ pub struct Lab {
 enum What {
     /// The kernels that the lab knows, and which of them are fetched.
     List,
-    Fetch(lab_fetch::Fetch),
-    Add(lab_add::Add),
-    Import(lab_add::Import),
-    Remove(lab_add::Remove),
-    Cache(lab_cache::CacheCommand),
-    Bisect(lab_bisect::Bisect),
+    Fetch(fetch::Fetch),
+    Add(add::Add),
+    Import(add::Import),
+    Remove(add::Remove),
+    Cache(cache::CacheCommand),
+    Bisect(bisect::Bisect),
     /// Run a program on a kernel and bring back what it prints, its files and its exit code.
     Run {
         /// The hosts, two at a time.
@@ -95,10 +102,10 @@ enum What {
         #[arg(long)]
         bundled: bool,
         #[command(flatten)]
-        options: super::matrix::Options,
+        options: crate::commands::matrix::Options,
     },
     /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
-    Registers(super::lab_registers::Registers),
+    Registers(registers::Registers),
 }
 
 impl Lab {
@@ -107,9 +114,13 @@ impl Lab {
         let cache = Cache::locate().map_err(failed)?;
         match self.what {
             What::Matrix { hosts, from, bundled, options } if bundled || from.is_some() => {
-                super::matrix::matrix(&super::matrix::load(&hosts, from.as_deref())?, &options, global)
+                crate::commands::matrix::matrix(
+                    &crate::commands::matrix::load(&hosts, from.as_deref())?,
+                    &options,
+                    global,
+                )
             }
-            What::Matrix { hosts, options, .. } => lab_matrix::matrix(&cache, &hosts, &options, global),
+            What::Matrix { hosts, options, .. } => matrix::matrix(&cache, &hosts, &options, global),
             What::List => list(&cache, global),
             What::Fetch(what) => what.run(&cache),
             What::Add(what) => what.run(&cache, global),
@@ -120,9 +131,9 @@ impl Lab {
             What::Run { hosts, fresh, send, bring, into, timeout, command } => {
                 let mut options = with_words(cache)?;
                 (options.timeout, options.fresh) = (timeout.map(Duration::from_secs), fresh);
-                let inputs = lab_run::read_all(&send)?;
+                let inputs = run::read_all(&send)?;
                 let job = |host: &Host| {
-                    let mut job = lab_run::program(&command, host, &options)?;
+                    let mut job = run::program(&command, host, &options)?;
                     (job.inputs, job.outputs) = (inputs.clone(), bring.clone());
                     Ok(job)
                 };
@@ -131,24 +142,24 @@ impl Lab {
                     let name = name.file_name().map_or_else(|| name.clone(), PathBuf::from);
                     into.join(&host.name).join(name)
                 };
-                lab_run::each(&choose(&hosts, &options.cache)?, &options, global, job, place)
+                run::each(&choose(&hosts, &options.cache)?, &options, global, job, place)
             }
             What::Link { one, other, timeout, command } => {
                 let mut options = with_words(cache)?;
                 options.timeout = timeout.map(Duration::from_secs);
                 let hosts = choose(&[one, other], &options.cache)?;
-                lab_run::link(&hosts, &command, &options, global)
+                run::link(&hosts, &command, &options, global)
             }
             What::Shell { host: name, send } => {
                 let options = Options::new(cache).map_err(failed)?;
                 let host = choose(&[name], &options.cache)?.remove(0);
-                let mut files = lab_run::read_all(&send)?;
+                let mut files = run::read_all(&send)?;
                 // Where it is not built a person can still look around.
                 if let Ok(binary) = options.binary("evenkeel", host.kernel.arch) {
-                    files.extend(lab_run::read_all(&[binary])?);
+                    files.extend(run::read_all(&[binary])?);
                 }
                 anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
-                Ok(lab_run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
+                Ok(run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
             }
             What::Registers(registers) => {
                 let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
@@ -172,7 +183,7 @@ impl Lab {
                     Ok(Job::new(binary).arg("capture").arg("-o").arg("surface.json").output("surface.json"))
                 };
                 let place = |host: &Host, _: &str| folder.join(format!("{}.json", host.name));
-                lab_run::each(&chosen, &options, global, job, place)
+                run::each(&chosen, &options, global, job, place)
             }
         }
     }

@@ -9,8 +9,8 @@ use evenkeel_state::{LoadReport, Shape, parse_file, parse_report};
 use evenkeel_surface::canonical::{Canonical, digest};
 use evenkeel_surface::{Arch, Hex64};
 
-use super::lab_run;
-use super::registers::{gic, name};
+use super::run;
+use crate::commands::registers::{gic, name};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -20,7 +20,7 @@ pub struct Registers {
     /// Kernels by name; all for arm64 that are fetched when none is named.
     pub kernels: Vec<String>,
     /// What vCPUs are made with: min, pmu or full. Several may be given; all of them when none is.
-    #[arg(long, value_parser = super::registers::shape)]
+    #[arg(long, value_parser = crate::commands::registers::shape)]
     shape: Vec<Shape>,
     /// Also with registers that were given other values before they were saved.
     #[arg(long)]
@@ -54,7 +54,7 @@ impl Registers {
         if hosts.is_empty() {
             return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch"));
         }
-        let options = &Options::new(cache).map_err(super::lab::failed)?;
+        let options = &Options::new(cache).map_err(super::failed)?;
         let shapes = if self.shape.is_empty() { Shape::ALL.to_vec() } else { self.shape.clone() };
         std::fs::create_dir_all(&self.output).map_err(|e| Failure::file(&self.output, &e))?;
         let mut failed = 0;
@@ -66,7 +66,7 @@ impl Registers {
         let places = |host: &Host| hosts.iter().position(|h| h.name == host.name);
         round(
             ("round 1, saving", hosts),
-            |host| lab_run::document(host, args.iter().copied(), &[], RESULT, CODES, options),
+            |host| run::document(host, args.iter().copied(), &[], RESULT, CODES, options),
             |host, bytes| {
                 parse_file(&bytes).map_err(|e| Failure::bad(e.to_string(), ""))?;
                 output::write(&self.output.join(format!("{}.saved.json", host.name)), &bytes)?;
@@ -100,7 +100,7 @@ impl Registers {
         let loading: Vec<Host> = saved.iter().map(|(host, _)| (*host).clone()).collect();
         round(
             ("round 2, loading", &loading),
-            |host| lab_run::document(host, args.iter().copied(), &files, RESULT, CODES, options),
+            |host| run::document(host, args.iter().copied(), &files, RESULT, CODES, options),
             |host, bytes| {
                 let report = parse_report(&bytes).map_err(|e| Failure::bad(e.to_string(), ""))?;
                 reports.push((host.name.clone(), report));
@@ -151,7 +151,7 @@ fn round(
         },
         work,
         |host, done| {
-            let taken = done.map_err(super::lab::failed).and_then(|bytes| take(host, bytes));
+            let taken = done.map_err(super::failed).and_then(|bytes| take(host, bytes));
             if let Err(failure) = taken {
                 failure.print();
                 *failed += 1;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use evenkeel_lab::{Cache, Kernel, Kernels, show_bytes};
 use serde::Serialize;
 
-use super::lab::failed;
+use super::failed;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 

@@ -4,10 +4,10 @@ use evenkeel_hosts::BUNDLED;
 use evenkeel_lab::{Cache, Host, Kernels, Options, each};
 use evenkeel_report::matrix::Origin;
 
-use super::lab::failed;
-use super::lab_run;
-use super::matrix::{self, MatrixHost};
+use super::failed;
+use super::run;
 use crate::Global;
+use crate::commands::matrix::{self, MatrixHost};
 use crate::failure::Failure;
 
 /// The file that a capture is written to, inside.
@@ -57,7 +57,7 @@ pub fn matrix(
                 let line = format!("[{}/{}] {}: boot and capture\n", i + 1, to_boot.len(), host.name);
                 anstream::eprint!("{line}");
             },
-            |host| lab_run::document(host, ["capture", "-o", FILE], &[], FILE, &[0], &options),
+            |host| run::document(host, ["capture", "-o", FILE], &[], FILE, &[0], &options),
             |host, captured| match captured.map_err(failed).and_then(|bytes| {
                 let loaded = evenkeel_hosts::emulated(&host.name, &bytes)?;
                 Ok(MatrixHost {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use evenkeel_lab::{Cache, Error, Fetched, Here, Kernel, Kernels, Progress, fetch, show_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::lab::failed;
+use super::failed;
 use crate::failure::Failure;
 
 /// Shows what a long task says of itself: a bar on a terminal, otherwise a line now and then.

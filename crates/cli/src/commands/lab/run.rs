@@ -6,7 +6,7 @@ use evenkeel_lab::{Error, Exit, Host, Job, Options, Run};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lab::failed;
+use super::failed;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
