@@ -66,9 +66,8 @@ impl<'s, 'b> Machine<'s, 'b> {
     /// The kernel refuses a part of the shape, or has no memory.
     pub fn new(system: &'s System<'b>, shape: Shape) -> Result<Self, Error> {
         let vm = system.create_vm(0)?;
-        if cfg!(target_arch = "x86_64") {
-            crate::x86_64::reserve(&vm)?;
-        }
+        #[cfg(target_arch = "x86_64")]
+        crate::x86_64::reserve(&vm)?;
         match shape.irqchip {
             Irqchip::None => {}
             Irqchip::Kernel => {
