@@ -251,7 +251,8 @@ const HINT: &str = "this needs a usable /dev/kvm";
 pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::aarch64::{Configure, Shape};
     use evenkeel_sys::{Live, System};
-    use evenkeel_witness::aarch64::{guest, programs};
+    use evenkeel_witness::aarch64::programs;
+    use evenkeel_witness::guests;
 
     let cannot = |e: &dyn std::fmt::Display| Failure {
         exit: 3,
@@ -265,5 +266,6 @@ pub fn here(shape: &str) -> Result<Observation, Failure> {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         ..observation::Volatile::default()
     };
-    programs::observe(&system, guest::image(), shape, &Configure::default(), volatile).map_err(|e| cannot(&e))
+    programs::observe(&system, guests::image(), shape, &Configure::default(), volatile)
+        .map_err(|e| cannot(&e))
 }
