@@ -78,6 +78,7 @@ pub struct Data {
     msr: Vec<Msr>,
     reg: Vec<Reg>,
     section: Vec<Section>,
+    gap: Vec<Gap>,
     edge: Vec<Edge>,
     capability: Vec<Capability>,
     measurement: Vec<Measurement>,
@@ -125,6 +126,7 @@ fn main() {
                 all.msr.append(&mut data.msr);
                 all.reg.append(&mut data.reg);
                 all.section.append(&mut data.section);
+                all.gap.append(&mut data.gap);
                 all.edge.append(&mut data.edge);
                 all.capability.append(&mut data.capability);
                 all.measurement.append(&mut data.measurement);
@@ -170,6 +172,7 @@ fn main() {
     all.msr.sort_by_key(|m| m.msr);
     all.reg.sort_by_key(|r| r.id);
     all.section.sort_by_key(|s| (arch_order(s.arch), s.name.clone()));
+    all.gap.sort_by(|a, b| a.id.cmp(&b.id));
     all.capability.sort_by_key(|c| (c.cap, c.arch.clone()));
     all.measurement.sort_by(|a, b| a.name.cmp(&b.name));
     all.code.sort_by(|a, b| a.code.cmp(&b.code));
@@ -224,6 +227,7 @@ fn main() {
         "All groups of state with an ioctl pair of their own.",
         &all.section,
     );
+    emit(&mut out, "GAPS", "Gap", "State that KVM cannot save, ascending by id.", &all.gap);
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
     emit(
         &mut out,

@@ -220,6 +220,54 @@ record! {
         pub instead: Str,
         /// The condition of `instead`.
         pub instead_when: Str,
+        /// How the payload is cut: empty (fields of a structure), `msrs`, `registers`, `attributes`, `cpuid` (entries of a
+        /// list, each an item with a name of its own), `opaque`.
+        pub cut: Str,
+        /// Setting it writes guest memory: not before a hand-over is committed.
+        pub writes_memory: bool,
+        /// The named fields of the structure, ascending; what no field names is padding and must be 0 or is `opaque`.
+        pub fields: List<StateField>,
+    }
+
+    /// One field of a structure of state.
+    pub struct StateField {
+        /// Its name, after the kernel's: `rip`, `cs.base`.
+        pub name: Str,
+        /// Offset in bytes.
+        pub at: u32,
+        /// Bytes: 1, 2, 4 or 8 for a number, others for bytes.
+        pub size: u32,
+        /// How many of them follow each other; 0 and 1: one.
+        pub count: u32,
+        /// From one to the next, in bytes; 0: `size`.
+        pub stride: u32,
+        /// How what is read back, or saved again, may differ.
+        pub compare: Compare,
+        /// Bits that are not compared (KVM edits them).
+        pub ignore: u64,
+        /// What it runs with, where it runs: `tsc`, `nanoseconds`, `apic-bus`, `realtime`. Only fields of time may have one.
+        pub clock: Str,
+        /// Why it is not compared as it is.
+        pub why: Str,
+    }
+
+    /// State that KVM cannot save.
+    pub struct Gap {
+        /// `G01`, `A01`.
+        pub id: Str,
+        /// The architecture.
+        pub arch: Arch,
+        /// What it is.
+        pub title: Str,
+        /// What a guest loses.
+        pub loses: Str,
+        /// What saving does about it: `retired` (made not to exist before saving), `refused` (saving refuses while it exists),
+        /// `reported` (saving tells that it exists), `duty` (work of the VMM, told each time), `documented` (nothing tells).
+        pub handling: Str,
+        /// How it is found when a guest is saved, or why it cannot be.
+        pub detect: Str,
+        /// Where it is known from.
+        pub sources: List<Str>,
     }
 
     /// One step that must come before another, when state is set.
@@ -376,6 +424,23 @@ record! {
 }
 
 names! {
+    /// How an item of state that was set may differ when it is read back, or saved again.
+    pub enum Compare {
+        /// Not at all.
+        #[default]
+        Identical,
+        /// Not in the bits that count.
+        Masked,
+        /// It runs: it may be later by the time that went by, and never earlier.
+        Monotonic,
+        /// A timer that is armed again: its end is the same within the time that setting it took.
+        Rearmed,
+        /// KVM works it out anew; shown and not compared.
+        Computed,
+        /// KVM cannot carry it.
+        Lost,
+    }
+
     /// An architecture.
     pub enum Arch {
         /// 64-bit x86.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use evenkeel_contract::View;
 use evenkeel_contract::registers::expect;
 use evenkeel_hosts::load;
-use evenkeel_state::matrix::{Cell, Matrix, parse_matrix};
-use evenkeel_state::{Moment, Shape};
+use evenkeel_state::registers::matrix::{Cell, Matrix, parse_matrix};
+use evenkeel_state::registers::{Moment, Shape};
 
 /// Our own measurement: `evenkeel lab registers --fill`, on the lab's arm64 kernels.
 fn measured() -> Matrix {
@@ -348,14 +348,14 @@ mod facts {
     }
 
     /// Values stand there as bytes, the lowest first and without zeroes at the end.
-    fn same(id: u64, bytes: &str, value: &Option<evenkeel_state::Value>) -> bool {
+    fn same(id: u64, bytes: &str, value: &Option<evenkeel_state::registers::Value>) -> bool {
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         let bytes: Vec<u8> = bytes.as_bytes().chunks(2).map(byte).collect();
-        let theirs = evenkeel_state::Value::from_bytes(&bytes).as_u64().unwrap();
+        let theirs = evenkeel_state::registers::Value::from_bytes(&bytes).as_u64().unwrap();
         let free: u64 = EXPLAINED.iter().filter(|e| e.0 == id).map(|e| e.1).sum();
         value
             .as_ref()
-            .and_then(evenkeel_state::Value::as_u64)
+            .and_then(evenkeel_state::registers::Value::as_u64)
             .is_some_and(|ours| (ours ^ theirs) & !free == 0)
     }
 

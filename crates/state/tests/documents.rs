@@ -3,8 +3,8 @@
 mod common;
 
 use common::Fake;
-use evenkeel_state::matrix::{Matrix, parse_matrix};
-use evenkeel_state::{RegisterFile, Shape, load_all, parse_file, parse_report, save};
+use evenkeel_state::registers::matrix::{Matrix, parse_matrix};
+use evenkeel_state::registers::{RegisterFile, Shape, load_all, parse_file, parse_report, save};
 use proptest::prelude::*;
 
 fn file() -> RegisterFile {
@@ -47,7 +47,10 @@ fn what_does_not_belong_is_refused_with_a_reason() {
         assert!(error.contains(reason), "{to}: {error}");
     }
     assert!(
-        parse_file(&vec![b' '; evenkeel_state::MAX_BYTES + 1]).unwrap_err().to_string().contains("at most")
+        parse_file(&vec![b' '; evenkeel_state::registers::MAX_BYTES + 1])
+            .unwrap_err()
+            .to_string()
+            .contains("at most")
     );
     let many = whole.replacen("\"vcpus\":[", &format!("\"vcpus\":[{}", vcpu().repeat(65)), 1);
     assert!(parse_file(many.as_bytes()).unwrap_err().to_string().contains("at most 64"));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use evenkeel_state::{
+use evenkeel_state::registers::{
     Became, Error, Loaded, Moment, Shape, Value, VcpuRegisters, gic_revisions, load, load_all, save,
 };
 use evenkeel_surface::Hex64;

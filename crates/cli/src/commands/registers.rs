@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use evenkeel_state::{
+use evenkeel_state::registers::{
     Became, FILE_SCHEMA, FileLoad, GicRevisions, LoadReport, Loaded, MAX_BYTES, RegisterFile, Shape,
 };
 use evenkeel_surface::canonical::Canonical;
@@ -54,7 +54,7 @@ impl Registers {
         match self.what {
             What::Save { shape, fill, output: to } => {
                 let shapes = if shape.is_empty() { Shape::ALL.to_vec() } else { shape };
-                let file = evenkeel_state::save(&kvm, &shapes, fill).map_err(failed)?;
+                let file = evenkeel_state::registers::save(&kvm, &shapes, fill).map_err(failed)?;
                 super::deliver(&print(&file), to.as_ref())?;
                 for vcpu in &file.vcpus {
                     let unread = vcpu.registers.iter().filter(|r| r.value.is_none()).count();
@@ -81,7 +81,7 @@ fn load(
     // All of them before any is loaded: a bad one is bad use, not a finding.
     let files =
         files.iter().map(|path| Ok((short(path), read(path)?))).collect::<Result<Vec<_>, Failure>>()?;
-    let report = evenkeel_state::load_all(kvm, &files).map_err(failed)?;
+    let report = evenkeel_state::registers::load_all(kvm, &files).map_err(failed)?;
     if let Some(path) = to {
         output::write(path, report.canonical() + "\n")?;
     }
@@ -111,7 +111,7 @@ pub fn read(path: &Path) -> Result<RegisterFile, Failure> {
         return Err(Failure::file(path, &format!("not a regular file of at most {MAX_BYTES} bytes")));
     }
     let bytes = std::fs::read(path).map_err(|e| Failure::file(path, &e))?;
-    evenkeel_state::parse_file(&bytes).map_err(|e| Failure {
+    evenkeel_state::registers::parse_file(&bytes).map_err(|e| Failure {
         hint: format!("`evenkeel registers save` writes such a file ({FILE_SCHEMA})"),
         ..Failure::file(path, &e)
     })
@@ -132,7 +132,7 @@ fn print(file: &RegisterFile) -> String {
     text + "\n]\n}\n"
 }
 
-fn failed(e: evenkeel_state::Error) -> Failure {
+fn failed(e: evenkeel_state::registers::Error) -> Failure {
     Failure { exit: 3, ..Failure::bad(e.to_string(), e.hint()) }
 }
 
@@ -165,8 +165,9 @@ fn one(load: &FileLoad, loaded: &Loaded, all: bool) -> String {
         count(&[Became::Altered, Became::Unreadable]) + loaded.overwritten.len(),
         loaded.unsaved.len(),
     );
-    let shown =
-        |value: &Option<evenkeel_state::Value>| value.as_ref().map_or("-".to_owned(), |v| v.to_string());
+    let shown = |value: &Option<evenkeel_state::registers::Value>| {
+        value.as_ref().map_or("-".to_owned(), |v| v.to_string())
+    };
     for n in &loaded.not_kept {
         let why = match (n.became, n.errno.as_deref().unwrap_or("")) {
             (Became::Unlisted, errno) => format!("not listed here, {errno}"),
@@ -208,8 +209,8 @@ pub fn gic(revisions: &GicRevisions) -> String {
     let mut text = format!("GICD_IIDR {}\n", revisions.iidr);
     for a in &revisions.attempts {
         let when = match a.when {
-            evenkeel_state::Moment::BeforeInit => "before",
-            evenkeel_state::Moment::AfterInit => "after",
+            evenkeel_state::registers::Moment::BeforeInit => "before",
+            evenkeel_state::registers::Moment::AfterInit => "after",
         };
         let what = match (&a.errno, a.now) {
             (Some(errno), _) => format!("refused, {errno}"),

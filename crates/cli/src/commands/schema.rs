@@ -61,9 +61,9 @@ impl Document {
             Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
             Document::LabRun => schemars::schema_for!(super::lab::run::RunReport),
-            Document::Registers => schemars::schema_for!(evenkeel_state::RegisterFile),
-            Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::LoadReport),
-            Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::matrix::Matrix),
+            Document::Registers => schemars::schema_for!(evenkeel_state::registers::RegisterFile),
+            Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::registers::LoadReport),
+            Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::registers::matrix::Matrix),
             Document::Bisect => schemars::schema_for!(super::lab::bisect::BisectReport),
         }
     }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use evenkeel_contract::registers::expect;
 use evenkeel_lab::{Cache, Host, Options, each};
-use evenkeel_state::matrix::{Against, Cell, Matrix, PredictedHost, Prediction, Sets};
-use evenkeel_state::{LoadReport, Shape, parse_file, parse_report};
+use evenkeel_state::registers::matrix::{Against, Cell, Matrix, PredictedHost, Prediction, Sets};
+use evenkeel_state::registers::{LoadReport, Shape, parse_file, parse_report};
 use evenkeel_surface::canonical::{Canonical, digest};
 use evenkeel_surface::{Arch, Hex64};
 

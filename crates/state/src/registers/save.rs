@@ -3,11 +3,11 @@
 use evenkeel_surface::{Arch, Hex64};
 use evenkeel_sys::{Backend, System, Vcpu};
 
-use crate::document::{FILE_SCHEMA, RegisterFile, Saved, VcpuRegisters};
-use crate::error::Error;
-use crate::order::{Group, group};
-use crate::shape::{Guest, Shape, open, release};
-use crate::value::Value;
+use super::document::{FILE_SCHEMA, RegisterFile, Saved, VcpuRegisters};
+use super::error::Error;
+use super::order::{Group, group};
+use super::shape::{Guest, Shape, open, release};
+use super::value::Value;
 
 /// Saves the registers of a fresh vCPU of each shape; with `fill`, of a second one of each shape whose registers were
 /// first given other values, as far as they take them.

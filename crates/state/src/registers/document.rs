@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Malformed;
-use crate::gic::GicRevisions;
-use crate::shape::Shape;
-use crate::value::Value;
+use super::error::Malformed;
+use super::gic::GicRevisions;
+use super::shape::Shape;
+use super::value::Value;
 
 /// The schema name of a [`RegisterFile`].
 pub const FILE_SCHEMA: &str = "evenkeel.registers/1";

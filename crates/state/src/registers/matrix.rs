@@ -9,11 +9,11 @@ use evenkeel_surface::{Arch, Hex64};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Became, LoadReport, Loaded, parse};
-use crate::error::Malformed;
-use crate::gic::GicRevisions;
-use crate::shape::Shape;
-use crate::value::Value;
+use super::document::{Became, LoadReport, Loaded, parse};
+use super::error::Malformed;
+use super::gic::GicRevisions;
+use super::shape::Shape;
+use super::value::Value;
 
 /// The schema name of a [`Matrix`].
 pub const SCHEMA: &str = "evenkeel.registers-matrix/1";

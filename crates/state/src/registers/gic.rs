@@ -5,8 +5,8 @@ use evenkeel_sys::{Backend, Device, Error as CallError, System};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-use crate::shape::{Guest, Shape, open};
+use super::error::Error;
+use super::shape::{Guest, Shape, open};
 
 /// KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_IIDR, and the place of the revision in it.
 const DIST_REGS: u32 = 1;

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use evenkeel_surface::{Arch, Hex64};
 use evenkeel_sys::{Backend, Error as CallError, Vcpu};
 
-use crate::document::{
+use super::document::{
     Became, FileLoad, LOADED_SCHEMA, LoadReport, Loaded, NotKept, Overwritten, RegisterFile, Saved,
     VcpuRegisters, size,
 };
-use crate::error::Error;
-use crate::gic::gic_revisions;
-use crate::order::{Group, SVE_VECTOR_LENGTHS, group, rank};
-use crate::shape::{Guest, open, release};
-use crate::value::Value;
+use super::error::Error;
+use super::gic::gic_revisions;
+use super::order::{Group, SVE_VECTOR_LENGTHS, group, rank};
+use super::shape::{Guest, open, release};
+use super::value::Value;
 
 /// Loads every vCPU of files that are known by name, and tries the revisions of the interrupt controller.
 ///

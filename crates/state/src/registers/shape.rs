@@ -4,7 +4,7 @@ use evenkeel_sys::{Backend, Device, Error as CallError, Source, System, Vcpu, Vm
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use super::error::Error;
 
 /// What a vCPU is made with. The same shapes as in a capture, so that what a capture foretells is what is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

@@ -1,0 +1,36 @@
+//! What was selected when a VM was made and no ioctl tells afterwards: KVM_ENABLE_CAP, quirks, filters, routing, the irqchip's
+//! mode. The VMM has to remember it; here it is an ordered list of the calls themselves, which are made again where the VM
+//! is made anew.
+
+/// What a call was made on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// `/dev/kvm`: KVM_CREATE_VM with its type.
+    System,
+    /// The VM.
+    Vm,
+    /// The vCPU with this index.
+    Vcpu(u32),
+    /// The device of KVM_CREATE_DEVICE with this place in the order of their creation (arm64: GIC, ITS).
+    Device(u32),
+}
+
+/// One call that selected something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// What it was made on.
+    pub on: Role,
+    /// The ioctl's name: `KVM_ENABLE_CAP`.
+    pub call: String,
+    /// The argument: 8 bytes of an integer, or the structure in the kernel's layout.
+    pub argument: Vec<u8>,
+    /// What a pointer in the structure points at; empty without one.
+    pub payload: Vec<u8>,
+}
+
+/// The calls that selected something, in the order in which they were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// The calls.
+    pub calls: Vec<Noted>,
+}
