@@ -79,6 +79,7 @@ pub struct Data {
     reg: Vec<Reg>,
     section: Vec<Section>,
     gap: Vec<Gap>,
+    translator: Vec<Translator>,
     edge: Vec<Edge>,
     capability: Vec<Capability>,
     measurement: Vec<Measurement>,
@@ -127,6 +128,7 @@ fn main() {
                 all.reg.append(&mut data.reg);
                 all.section.append(&mut data.section);
                 all.gap.append(&mut data.gap);
+                all.translator.append(&mut data.translator);
                 all.edge.append(&mut data.edge);
                 all.capability.append(&mut data.capability);
                 all.measurement.append(&mut data.measurement);
@@ -173,6 +175,7 @@ fn main() {
     all.reg.sort_by_key(|r| r.id);
     all.section.sort_by_key(|s| (arch_order(s.arch), s.name.clone()));
     all.gap.sort_by(|a, b| a.id.cmp(&b.id));
+    all.translator.sort_by(|a, b| a.id.cmp(&b.id));
     all.capability.sort_by_key(|c| (c.cap, c.arch.clone()));
     all.measurement.sort_by(|a, b| a.name.cmp(&b.name));
     all.code.sort_by(|a, b| a.code.cmp(&b.code));
@@ -228,6 +231,13 @@ fn main() {
         &all.section,
     );
     emit(&mut out, "GAPS", "Gap", "State that KVM cannot save, ascending by id.", &all.gap);
+    emit(
+        &mut out,
+        "TRANSLATORS",
+        "Translator",
+        "Rewrites of saved state that lose nothing.",
+        &all.translator,
+    );
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
     emit(
         &mut out,

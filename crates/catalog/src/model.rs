@@ -251,6 +251,56 @@ record! {
         pub why: Str,
     }
 
+    /// A rewrite of saved state for a host that does not take it as it is, under a condition by which nothing is lost.
+    /// Leaving out an MSR or a register that holds its absent value is one for every item that is `droppable`, and is not
+    /// written down here once more.
+    pub struct Translator {
+        /// `sregs2-to-sregs`.
+        pub id: Str,
+        /// The architecture.
+        pub arch: Arch,
+        /// What it does, in a line.
+        pub title: Str,
+        /// The section that it rewrites.
+        pub section: Str,
+        /// The rewrite.
+        pub act: Act,
+        /// `replace`: the section that takes its place.
+        pub into: Str,
+        /// `replace`: how many bytes at the beginning both have in common.
+        pub common: u32,
+        /// `replace`: the length of the new payload; what lies behind `common` is 0.
+        pub length: u32,
+        /// `clear`: the field.
+        pub field: Str,
+        /// `clear`: the bits; for `unreachable-components`, those that may be cleared.
+        pub bits: u64,
+        /// It is needed where the host's answer to KVM_CHECK_EXTENSION lacks this: a capability number.
+        pub cap: Option<u32>,
+        /// The bits of the answer that must all be there; 0: any answer but 0.
+        pub cap_bits: u64,
+        /// Nothing is lost when all of these hold.
+        pub lossless_when: List<Holds>,
+        /// Why nothing is lost then.
+        pub because: Str,
+        /// Where it is known from.
+        pub sources: List<Str>,
+    }
+
+    /// A condition over saved state.
+    pub struct Holds {
+        /// The field of the section at hand.
+        pub field: Str,
+        /// The bits that count; 0: all.
+        pub mask: u64,
+        /// What they must be …
+        pub equals: u64,
+        /// … or what this MSR of the same vCPU holds.
+        pub or_msr: Option<u32>,
+        /// Instead of a field: all bytes from this offset on are 0.
+        pub zero_from: Option<u32>,
+    }
+
     /// State that KVM cannot save.
     pub struct Gap {
         /// `G01`, `A01`.
@@ -424,6 +474,17 @@ record! {
 }
 
 names! {
+    /// What a translator does.
+    pub enum Act {
+        /// Another section takes the place of this one.
+        #[default]
+        Replace,
+        /// Bits of a field are cleared.
+        Clear,
+        /// XSAVE components that the guest's CPUID does not give it are marked as unused.
+        UnreachableComponents,
+    }
+
     /// How an item of state that was set may differ when it is read back, or saved again.
     pub enum Compare {
         /// Not at all.

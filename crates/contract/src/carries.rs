@@ -24,7 +24,7 @@ fn emits(item: &Item) -> bool {
 }
 
 /// What the destination does with an item; none when nobody knows.
-pub(crate) fn taken(on: &View, key: ItemKey) -> Option<Write> {
+pub fn taken(on: &View, key: ItemKey) -> Option<Write> {
     match on.item(key) {
         // A running item (a clock) was not written back in the capture; being listed is what there is to know.
         Some(item) if item.write == Write::Unasked && item.listed && on.evidence > Evidence::Predicted => {

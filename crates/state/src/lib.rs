@@ -7,7 +7,9 @@
 
 mod image;
 mod manifest;
+pub mod packed;
 pub mod registers;
+pub mod translate;
 
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};

@@ -1,0 +1,39 @@
+//! What the other host takes.
+
+use evenkeel_catalog::{SECTIONS, Translator};
+use evenkeel_contract::carries;
+use evenkeel_contract::view::{ItemKey, View, capability};
+use evenkeel_surface::{Offer, Write};
+
+/// A host that state is to go to, as its capture tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'d> {
+    /// The host in the guest's shape.
+    pub view: &'d View,
+    /// Its answers.
+    pub offer: &'d Offer,
+}
+
+impl Destination<'_> {
+    /// What the host does with an item; none when nobody knows.
+    pub(super) fn takes(&self, key: ItemKey) -> Option<Write> {
+        carries::taken(self.view, key)
+    }
+
+    /// A capture of any host of this shape says whether it has this section.
+    pub(super) fn tells_of(&self, section: &str) -> bool {
+        let told = |name: &str| self.offer.sections.iter().any(|s| s.item == name);
+        // One of an older kernel has what stands in.
+        told(section)
+            || SECTIONS.iter().any(|s| s.name == section && !s.instead.is_empty() && told(s.instead))
+    }
+
+    /// The host lacks what makes a translator needless. One that asks for no capability is always needed: it does nothing
+    /// where there is nothing to do.
+    pub(super) fn lacks(&self, rule: &Translator) -> bool {
+        let Some(cap) = rule.cap else { return true };
+        let shape = self.offer.shapes.iter().position(|s| s.name == self.view.shape);
+        let answer = capability(self.offer, cap, shape) as u32 as u64;
+        if rule.cap_bits == 0 { answer == 0 } else { answer & rule.cap_bits != rule.cap_bits }
+    }
+}

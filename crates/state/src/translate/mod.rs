@@ -1,0 +1,185 @@
+//! **Translators**: saved state, rewritten for a host that does not take it as it is. Each rewrite is declared in the catalog
+//! with the condition under which it loses nothing; where that does not hold, going there is refused. What was rewritten is
+//! logged, and can be put back.
+//!
+//! Nothing here asks a kernel: what the other host takes is what its capture says.
+
+mod destination;
+mod rules;
+
+use evenkeel_catalog::{self as catalog, TRANSLATORS};
+use evenkeel_contract::view::ItemKey;
+use evenkeel_surface::{Arch, Write};
+
+use crate::packed::{self, Entry};
+use crate::{Image, Item, Owner};
+
+pub use destination::Destination;
+
+/// One thing that was rewritten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// What it belongs to.
+    pub owner: Owner,
+    /// The section as it was saved.
+    pub section: String,
+    /// What of it: an MSR, a register, a field; the section itself where the whole was replaced.
+    pub part: String,
+    /// Of something that was left out: how many entries of the section's list lie before it.
+    pub place: u32,
+    /// The catalog's translator; `left-out` for an item that holds its absent value.
+    pub translator: String,
+    /// What was saved.
+    pub before: Vec<u8>,
+    /// What is set instead; none for what is left out.
+    pub after: Option<Vec<u8>>,
+    /// Why nothing is lost.
+    pub because: String,
+}
+
+/// Something that the other host does not take, and that cannot be rewritten without a loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What it belongs to.
+    pub owner: Owner,
+    /// The MSR, register, field or section.
+    pub part: String,
+    /// What it is called.
+    pub title: String,
+    /// What was saved.
+    pub value: Vec<u8>,
+    /// Why it cannot be left out or rewritten.
+    pub because: String,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// The state for the other host.
+    pub image: Image,
+    /// What was rewritten, in the order in which it was done.
+    pub log: Vec<Rewrite>,
+}
+
+/// Rewrites what the host does not take.
+///
+/// # Errors
+/// Everything that it does not take and that cannot be rewritten without a loss.
+pub fn translate(image: &Image, to: &Destination<'_>) -> Result<Translated, Vec<Refusal>> {
+    let mut out = image.clone();
+    let mut log = Vec::new();
+    let mut refused = Vec::new();
+    for at in 0..out.items.len() {
+        for rule in TRANSLATORS.iter().filter(|t| t.arch == catalog_arch(image.arch)) {
+            if out.items[at].name == rule.section && to.lacks(rule) {
+                rules::apply(rule, &mut out, at, &mut log, &mut refused);
+            }
+        }
+        leave_out(to, &mut out.items[at], &mut log, &mut refused);
+        whole(to, &out.items[at], &mut refused);
+    }
+    if refused.is_empty() { Ok(Translated { image: out, log }) } else { Err(refused) }
+}
+
+/// Puts back what was rewritten: the state as it was saved.
+pub fn undo(image: &Image, log: &[Rewrite]) -> Image {
+    let mut out = image.clone();
+    for rewrite in log.iter().rev() {
+        rules::put_back(&mut out, rewrite);
+    }
+    out
+}
+
+fn catalog_arch(arch: Arch) -> catalog::Arch {
+    match arch {
+        Arch::X86_64 => catalog::Arch::X86_64,
+        Arch::Aarch64 => catalog::Arch::Aarch64,
+    }
+}
+
+/// MSRs and registers that the host refuses.
+fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refused: &mut Vec<Refusal>) {
+    let Some(entries) = packed::entries(item) else { return };
+    let mut kept = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let key = entry.key();
+        if to.takes(key) != Some(Write::Refused) {
+            kept.push(entry);
+            continue;
+        }
+        let known = evenkeel_contract::carries::known(key);
+        let held = number(&entry.value);
+        let alias = known.alias_of.is_some();
+        if alias || known.droppable_at.is_some_and(|absent| held == Some(absent)) {
+            let because = match known.alias_of {
+                Some(of) => format!("{of} holds the same, and is there"),
+                None => "it holds what a guest finds that never touched it".to_owned(),
+            };
+            log.push(Rewrite {
+                owner: item.owner,
+                section: item.name.clone(),
+                part: key.to_string(),
+                place: kept.len() as u32,
+                translator: "left-out".to_owned(),
+                before: entry.value.clone(),
+                after: None,
+                because,
+            });
+        } else {
+            let because = match known.droppable_at {
+                Some(absent) => format!("the host refuses it, and it holds something else than {absent:#x}"),
+                None => "the host refuses it, and nothing says that it can be left out".to_owned(),
+            };
+            refused.push(Refusal {
+                owner: item.owner,
+                part: key.to_string(),
+                title: [known.name.as_str(), known.title].join(": "),
+                value: entry.value.clone(),
+                because,
+            });
+            kept.push(entry);
+        }
+    }
+    packed::put(item, &kept);
+}
+
+/// A section that the host has not, after all rules.
+fn whole(to: &Destination<'_>, item: &Item, refused: &mut Vec<Refusal>) {
+    let Some(index) = catalog::SECTIONS.iter().position(|s| s.name == item.name) else { return };
+    let (Ok(index), section) = (u16::try_from(index), &catalog::SECTIONS[index]) else { return };
+    // What nothing reads back, and lists of items of their own, are no sections in a capture.
+    if section.get.is_empty() || packed::entries(item).is_some() || !to.tells_of(section.name) {
+        return;
+    }
+    if to.takes(ItemKey::Section(index)) == Some(Write::Refused) {
+        let because = if section.instead.is_empty() {
+            format!("the host has no {}", section.set)
+        } else {
+            format!("the host has no {}, and `{}` holds less", section.set, section.instead)
+        };
+        let (owner, value) = (item.owner, item.bytes.clone());
+        refused.push(Refusal {
+            owner,
+            part: item.name.clone(),
+            title: section.title.to_owned(),
+            value,
+            because,
+        });
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    let (low, high) = bytes.split_at(bytes.len().min(8));
+    let mut word = [0; 8];
+    word[..low.len()].copy_from_slice(low);
+    high.iter().all(|b| *b == 0).then(|| u64::from_le_bytes(word))
+}
+
+impl Entry {
+    fn key(&self) -> ItemKey {
+        match self.key {
+            packed::Key::Msr(msr) => ItemKey::Msr(msr),
+            packed::Key::Reg(id) => ItemKey::Reg(id),
+        }
+    }
+}

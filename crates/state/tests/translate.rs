@@ -1,0 +1,154 @@
+//! Translators, on captures of real kernels: what is rewritten loses nothing and can be put back, and what would lose
+//! something is refused by name.
+
+use evenkeel_contract::view::View;
+use evenkeel_state::packed::{Entry, Key, entries, put};
+use evenkeel_state::translate::{Destination, Refusal, Translated, translate, undo};
+use evenkeel_state::{Image, Item, Manifest, Owner};
+use evenkeel_surface::{Arch, Surface};
+
+fn capture(name: &str) -> Surface {
+    evenkeel_hosts::load(name).expect("bundled").surface
+}
+
+fn to(host: &str, shape: &str, image: &Image) -> Result<Translated, Vec<Refusal>> {
+    let surface = capture(host);
+    let views = View::all(&surface, host);
+    let view = views.iter().find(|v| v.shape == shape).expect("the shape");
+    translate(image, &Destination { view, offer: &surface.offer })
+}
+
+fn item(name: &str, bytes: Vec<u8>) -> Item {
+    Item { owner: Owner::Vcpu(0), name: name.to_owned(), bytes }
+}
+
+fn image(arch: Arch, items: Vec<Item>) -> Image {
+    Image { arch, manifest: Manifest::default(), items }
+}
+
+fn msrs(list: &[(u32, u64)]) -> Item {
+    let mut it = item("msrs", Vec::new());
+    let list: Vec<Entry> =
+        list.iter().map(|(m, v)| Entry { key: Key::Msr(*m), value: v.to_le_bytes().to_vec() }).collect();
+    put(&mut it, &list);
+    it
+}
+
+fn registers(list: &[(u64, u64)]) -> Item {
+    let mut it = item("arm64-registers", Vec::new());
+    let list: Vec<Entry> =
+        list.iter().map(|(r, v)| Entry { key: Key::Reg(*r), value: v.to_le_bytes().to_vec() }).collect();
+    put(&mut it, &list);
+    it
+}
+
+/// LBR MSRs, which 7.x lists on AMD and 6.18 refuses: left out while nobody used them.
+#[test]
+fn msrs_that_the_other_kernel_refuses_are_left_out_at_their_absent_value() {
+    let list = [(0xc000_0080, 0x500), (0x1db, 0), (0x1dc, 0), (0x1dd, 0), (0x1de, 0), (0x277, 7)];
+    let saved = image(Arch::X86_64, vec![msrs(&list)]);
+    let done = to("debian-6.1", "kernel", &saved).expect("nothing is lost");
+    let parts: Vec<&str> = done.log.iter().map(|r| r.part.as_str()).collect();
+    assert_eq!(parts, ["msr.1db", "msr.1dc", "msr.1dd", "msr.1de"]);
+    let left: Vec<Key> = entries(&done.image.items[0]).unwrap().iter().map(|e| e.key).collect();
+    assert_eq!(left, [Key::Msr(0xc000_0080), Key::Msr(0x277)]);
+    assert_eq!(undo(&done.image, &done.log), saved, "it can be put back");
+    // The kernel that lists them takes them as they are.
+    let same = to("debian-7.3", "kernel", &saved).expect("it takes them");
+    assert_eq!((same.image, same.log), (saved, vec![]));
+}
+
+#[test]
+fn msrs_that_hold_something_are_refused_by_name() {
+    let saved = image(Arch::X86_64, vec![msrs(&[(0x1db, 0), (0x1dc, 0x1234)])]);
+    let refused = to("debian-6.1", "kernel", &saved).unwrap_err();
+    let [only] = refused.as_slice() else { panic!("{refused:?}") };
+    assert_eq!(only.part, "msr.1dc");
+    assert!(only.because.contains("0x0"), "{only:?}");
+}
+
+/// PMMIR_EL1: the break of 7.3 on arm64 with a PMU.
+#[test]
+fn registers_that_the_other_kernel_has_not_are_left_out_at_their_absent_value() {
+    let pmmir = 0x6030_0000_0013_c4f6;
+    let saved = image(Arch::Aarch64, vec![registers(&[(pmmir, 0), (0x6030_0000_0010_0000, 5)])]);
+    let done = to("debian-6.12-arm64", "pmu", &saved).expect("nothing is lost");
+    assert_eq!(done.log.len(), 1);
+    assert_eq!(done.log[0].part, "reg.603000000013c4f6");
+    assert_eq!(undo(&done.image, &done.log), saved);
+    let held = image(Arch::Aarch64, vec![registers(&[(pmmir, 6)])]);
+    assert_eq!(to("debian-6.12-arm64", "pmu", &held).unwrap_err()[0].part, "reg.603000000013c4f6");
+}
+
+#[test]
+fn sregs2_becomes_sregs_where_there_are_no_pdptrs() {
+    let mut bytes: Vec<u8> = (0..320_u32).map(|n| n as u8).collect();
+    bytes[280..288].fill(0);
+    let saved = image(Arch::X86_64, vec![item("sregs2", bytes.clone())]);
+    let done = to("debian-5.10", "kernel", &saved).expect("nothing is lost");
+    let sregs = &done.image.items[0];
+    assert_eq!((sregs.name.as_str(), sregs.bytes.len()), ("sregs", 312));
+    assert_eq!((&sregs.bytes[..280], &sregs.bytes[280..]), (&bytes[..280], &[0; 32][..]));
+    assert_eq!(undo(&done.image, &done.log), saved);
+    bytes[280] = 1;
+    let saved = image(Arch::X86_64, vec![item("sregs2", bytes)]);
+    let refused = to("debian-5.10", "kernel", &saved).unwrap_err();
+    assert!(refused.iter().any(|r| r.part == "sregs2" && r.because.contains("flags & 0x1")), "{refused:?}");
+}
+
+#[test]
+fn xsave2_becomes_xsave_where_nothing_lies_beyond() {
+    let mut bytes = vec![7; 4096];
+    bytes[512..520].fill(0);
+    bytes.resize(11_008, 0);
+    let saved = image(Arch::X86_64, vec![item("xsave2", bytes.clone())]);
+    let done = to("debian-5.10", "kernel", &saved).expect("nothing is lost");
+    assert_eq!((done.image.items[0].name.as_str(), done.image.items[0].bytes.len()), ("xsave", 4096));
+    assert_eq!(undo(&done.image, &done.log), saved);
+    bytes[11_000] = 1;
+    let saved = image(Arch::X86_64, vec![item("xsave2", bytes)]);
+    assert!(to("debian-5.10", "kernel", &saved).is_err());
+}
+
+/// 5.10 saves PKRU (component 9) of guests that were never shown protection keys.
+#[test]
+fn components_that_the_guest_cannot_reach_are_marked_as_unused() {
+    let cpuid = |components: u32| {
+        let mut bytes = vec![0; 8];
+        bytes[0] = 1;
+        bytes.extend([0xd, 0, 1, components, 0x240, 0x240, 0, 0, 0, 0].map(u32::to_le_bytes).concat());
+        item("cpuid", bytes)
+    };
+    let xsave = |bv: u64| {
+        let mut bytes = vec![0; 4096];
+        bytes[512..520].copy_from_slice(&bv.to_le_bytes());
+        item("xsave", bytes)
+    };
+    let bv = |image: &Image| image.items[1].bytes[512..520].to_vec();
+    let saved = image(Arch::X86_64, vec![cpuid(7), xsave(0x207)]);
+    let done = to("debian-7.3", "kernel", &saved).expect("nothing is lost");
+    assert_eq!(bv(&done.image), 7_u64.to_le_bytes());
+    assert_eq!(done.log[0].translator, "xsave-unreachable-components");
+    assert_eq!(undo(&done.image, &done.log), saved);
+    // A guest with protection keys keeps them.
+    let saved = image(Arch::X86_64, vec![cpuid(0x207), xsave(0x207)]);
+    assert_eq!(bv(&to("debian-7.3", "kernel", &saved).unwrap().image), 0x207_u64.to_le_bytes());
+}
+
+#[test]
+fn nested_state_with_a_pat_of_its_own_goes_where_the_kernel_knows_it_or_nowhere() {
+    let nested = |gpat: u64| {
+        let mut bytes = vec![0; 128];
+        bytes[16..24].copy_from_slice(&gpat.to_le_bytes());
+        item("nested-state", bytes)
+    };
+    let pat = 0x0007_0406_0007_0406;
+    let with = |gpat| image(Arch::X86_64, vec![msrs(&[(0x277, pat)]), nested(gpat)]);
+    for same in [0, pat] {
+        let done = to("debian-6.1", "kernel", &with(same)).expect("nothing is lost");
+        assert_eq!(done.image.items[1].bytes[16..24], [0; 8]);
+    }
+    let refused = to("debian-6.1", "kernel", &with(6)).unwrap_err();
+    assert!(refused[0].because.contains("hdr.svm.gpat"), "{refused:?}");
+    assert_eq!(to("debian-7.3", "kernel", &with(6)).expect("it knows").log, vec![]);
+}
