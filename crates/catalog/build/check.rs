@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Data, Detect, Rule, Status};
+use crate::{Act, Data, Detect, Rule, Status};
 
 /// Appends a line for each rule that `data` breaks.
 pub fn check(data: &Data, problems: &mut Vec<String>) {
@@ -12,6 +12,7 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     reaches(data, &facets, &items, problems);
     rest(data, &facets, &items, problems);
     changes(data, &facets, &items, problems);
+    translators(data, problems);
     crate::knobs::check(data, |f| facets.contains_key(f), problems);
     crate::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
 }
@@ -208,6 +209,37 @@ fn items(data: &Data, facets: &Facets, problems: &mut Vec<String>) -> BTreeSet<S
         }
     }
     items
+}
+
+fn translators(data: &Data, problems: &mut Vec<String>) {
+    unique("translator", data.translator.iter().map(|t| t.id.as_str()), problems);
+    let section = |name: &str, arch| data.section.iter().find(|s| s.name == name && s.arch == arch);
+    for t in &data.translator {
+        let mut wrong = |what: String| problems.push(format!("translator `{}`: {what}", t.id));
+        if t.because.is_empty() || t.sources.is_empty() || t.title.is_empty() {
+            wrong("it says what it does, why nothing is lost, and from where that is known".to_owned());
+        }
+        let Some(of) = section(&t.section, t.arch) else {
+            wrong(format!("`{}` is no section", t.section));
+            continue;
+        };
+        let fields = t.lossless_when.iter().map(|h| h.field.as_str()).chain([t.field.as_str()]);
+        for name in fields.filter(|name| !name.is_empty() && !of.fields.iter().any(|f| f.name == *name)) {
+            wrong(format!("`{name}` is no field of `{}`", t.section));
+        }
+        match t.act {
+            Act::Replace if section(&t.into, t.arch).is_none() || t.common > t.length || t.length == 0 => {
+                wrong(format!("`{}` of {} bytes cannot take its place", t.into, t.length));
+            }
+            Act::Clear | Act::UnreachableComponents if t.field.is_empty() => {
+                wrong("which field?".to_owned());
+            }
+            Act::Replace | Act::Clear if t.lossless_when.is_empty() => {
+                wrong("when is nothing lost?".to_owned())
+            }
+            _ => {}
+        }
+    }
 }
 
 fn rest(data: &Data, facets: &Facets, items: &BTreeSet<String>, problems: &mut Vec<String>) {

@@ -5,6 +5,7 @@ mod check;
 mod headers;
 mod interface;
 mod knobs;
+mod layouts;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,9 @@ pub struct Data {
     section: Vec<Section>,
     gap: Vec<Gap>,
     translator: Vec<Translator>,
+    time: Vec<Time>,
+    layout: Vec<layouts::Layout>,
+    structure: Vec<layouts::Structure>,
     edge: Vec<Edge>,
     capability: Vec<Capability>,
     measurement: Vec<Measurement>,
@@ -129,6 +133,9 @@ fn main() {
                 all.section.append(&mut data.section);
                 all.gap.append(&mut data.gap);
                 all.translator.append(&mut data.translator);
+                all.time.append(&mut data.time);
+                all.layout.append(&mut data.layout);
+                all.structure.append(&mut data.structure);
                 all.edge.append(&mut data.edge);
                 all.capability.append(&mut data.capability);
                 all.measurement.append(&mut data.measurement);
@@ -183,7 +190,10 @@ fn main() {
     all.ioctl.sort_by(|a, b| a.name.cmp(&b.name));
     all.flag.sort_by(|a, b| a.name.cmp(&b.name));
     all.parameter.sort_by(|a, b| a.name.cmp(&b.name));
+    all.time.sort_by(|a, b| a.of.cmp(&b.of));
+    layouts::lay_out(&mut all, &mut problems);
     check::check(&all, &mut problems);
+    layouts::check(&all, &mut problems);
     if !problems.is_empty() {
         for problem in &problems {
             println!("cargo::error={}", problem.replace('\n', "  "));
@@ -238,6 +248,7 @@ fn main() {
         "Rewrites of saved state that lose nothing.",
         &all.translator,
     );
+    emit(&mut out, "TIMES", "Time", "The quantities of time among items of state, ascending.", &all.time);
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
     emit(
         &mut out,
