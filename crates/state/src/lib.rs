@@ -7,6 +7,7 @@
 
 mod image;
 mod manifest;
+pub mod order;
 pub mod registers;
 
 pub use image::{Image, Item, Owner};
