@@ -8,7 +8,12 @@
 mod image;
 mod manifest;
 pub mod order;
+mod parts;
 pub mod registers;
+mod report;
+pub mod x86;
 
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
+pub use parts::{Cpu, Parts, Retire};
+pub use report::{Found, Refused, Report, Saved, Wrong};
