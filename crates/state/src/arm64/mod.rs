@@ -27,7 +27,7 @@ use evenkeel_catalog::Arch;
 use evenkeel_sys::{Ram, Slot, System};
 
 use crate::manifest::Manifest;
-use crate::order::restoring;
+use crate::order::{Order, Phase};
 use crate::outcome::Refused;
 use crate::remake::{Made, repeat};
 
@@ -41,8 +41,8 @@ pub fn remake<'b>(
     memory: &[(Slot, Arc<Ram>)],
 ) -> Result<Made<'b>, Refused> {
     let devices = sections::saveable(manifest)?;
-    let ranks = restoring(Arch::Aarch64);
-    repeat(system, manifest, memory, |call| sections::is_later(call, &devices, ranks))
+    let order = Order::catalogued(Arch::Aarch64, Phase::Restore);
+    repeat(system, manifest, memory, |call| sections::is_later(call, &devices, order))
 }
 
 /// What people call a part of an item: a register's or an attribute's name.

@@ -7,7 +7,7 @@ use super::read::{PER_VCPU, PER_VM, PVTIME_CTRL, TIMER_CTRL};
 use super::sections::{self, Devices};
 use crate::image::{Image, Item, Owner};
 use crate::manifest::{Noted, Role};
-use crate::order::Ranks;
+use crate::order::Order;
 use crate::outcome::Refused;
 use crate::pack::{unpack_attributes, unpack_registers};
 use crate::registers::rank_in;
@@ -141,7 +141,7 @@ pub(super) fn plan<'i>(
     later: &'i [Noted],
     vcpus: usize,
     devices: &Devices,
-    ranks: &Ranks,
+    order: &Order,
 ) -> Result<Vec<Step<'i>>, Refused> {
     let mut steps: Vec<Step<'i>> = Vec::new();
     for call in later {
@@ -150,7 +150,7 @@ pub(super) fn plan<'i>(
             Role::Vcpu(index) => Owner::Vcpu(index),
             _ => Owner::Vm,
         };
-        steps.push(Step { rank: ranks.of(section), owner, section, what: What::Call(call) });
+        steps.push(Step { rank: order.rank(section), owner, section, what: What::Call(call) });
     }
     for item in &image.items {
         if let Owner::Vcpu(index) = item.owner
@@ -165,8 +165,8 @@ pub(super) fn plan<'i>(
         }
         for (section, what) in parts_of(item, devices)? {
             let rank = match what {
-                What::Register(id, _) => rank_in(ranks, id),
-                _ => ranks.of(section),
+                What::Register(id, _) => rank_in(order, id),
+                _ => order.rank(section),
             };
             steps.push(Step { rank, owner: item.owner, section, what });
         }

@@ -8,7 +8,7 @@ use super::ask;
 use super::place::{self, CTRL, DIST, INTERFACE, ITS, LEVELS, REDIST, SYSREGS};
 use super::sections::Devices;
 use crate::image::{Item, Owner};
-use crate::order::Ranks;
+use crate::order::Order;
 use crate::outcome::Refused;
 use crate::pack::{Attribute, pack_attributes, pack_registers};
 use crate::parts::Parts;
@@ -33,19 +33,19 @@ pub(super) enum Purpose {
     Look,
 }
 
-/// Reads all items, in the order of these ranks.
+/// Reads all items, in this order.
 pub(super) fn all(
     parts: &Parts<'_, '_>,
     devices: &Devices,
-    ranks: &Ranks,
+    order: &Order,
     purpose: Purpose,
 ) -> Result<Vec<Item>, Refused> {
     let mut jobs: Vec<(u32, Owner, &'static str)> = Vec::new();
     for (index, _) in parts.cpus.iter().enumerate() {
         let owner = Owner::Vcpu(index as u32);
-        jobs.extend(PER_VCPU.iter().map(|section| (ranks.of(section), owner, *section)));
+        jobs.extend(PER_VCPU.iter().map(|section| (order.rank(section), owner, *section)));
     }
-    jobs.extend(PER_VM.iter().map(|section| (ranks.of(section), Owner::Vm, *section)));
+    jobs.extend(PER_VM.iter().map(|section| (order.rank(section), Owner::Vm, *section)));
     // By rank first, across all vCPUs; the sort is stable.
     jobs.sort_by_key(|(rank, ..)| *rank);
     let reader = Reader { parts, devices, purpose };

@@ -14,7 +14,7 @@ use super::read::{self, Purpose, vcpu_of};
 use super::sections::{self, Devices};
 use crate::image::{Image, Owner};
 use crate::manifest::{Noted, Role};
-use crate::order::{Ranks, restoring, saving};
+use crate::order::{Order, Phase};
 use crate::outcome::{Became, NotKept, Refused, Report, Unsaved};
 use crate::parts::Parts;
 use crate::registers::{Group, group};
@@ -32,7 +32,7 @@ pub fn restore(
     later: &[Noted],
     time: Time,
 ) -> Result<Report, Refused> {
-    restore_in(parts, image, later, time, restoring(Arch::Aarch64))
+    restore_in(parts, image, later, time, Order::catalogued(Arch::Aarch64, Phase::Restore))
 }
 
 /// The same in another order than the catalog's, which is good for showing what an edge is there for.
@@ -44,13 +44,13 @@ pub fn restore_in(
     image: &Image,
     later: &[Noted],
     time: Time,
-    ranks: &Ranks,
+    order: &Order,
 ) -> Result<Report, Refused> {
     if image.arch != evenkeel_surface::Arch::Aarch64 {
         return Err(Refused::new(Owner::Vm, "image", format!("it is of {}", image.arch.name())));
     }
     let devices = sections::saveable(&image.manifest)?;
-    let steps = plan::plan(image, later, parts.cpus.len(), &devices, ranks)?;
+    let steps = plan::plan(image, later, parts.cpus.len(), &devices, order)?;
     let mut restoring = Restoring { parts, time, offset: false, failed: BTreeMap::new() };
     for step in &steps {
         restoring.make(step, &steps)?;
@@ -194,7 +194,7 @@ fn look(
     time: Time,
     failed: &BTreeMap<Part, CallError>,
 ) -> Result<Report, Refused> {
-    let items = read::all(parts, devices, saving(Arch::Aarch64), Purpose::Look)?;
+    let items = read::all(parts, devices, Order::catalogued(Arch::Aarch64, Phase::Save), Purpose::Look)?;
     let mut here: BTreeMap<Part, &[u8]> = BTreeMap::new();
     let mut taken_apart = Vec::new();
     for item in &items {

@@ -8,7 +8,7 @@ use super::read::{self, Purpose};
 use super::{ask, sections};
 use crate::image::{Image, Owner};
 use crate::manifest::Manifest;
-use crate::order::saving;
+use crate::order::{Order, Phase};
 use crate::outcome::{Refused, Saved};
 use crate::parts::Parts;
 use crate::registers::SVE_VECTOR_LENGTHS;
@@ -34,7 +34,8 @@ pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Ref
         };
         lengths.push(read);
     }
-    let items = read::all(parts, &devices, saving(Catalogued::Aarch64), Purpose::Save)?;
+    let items =
+        read::all(parts, &devices, Order::catalogued(Catalogued::Aarch64, Phase::Save), Purpose::Save)?;
     let manifest = sections::with_lengths(manifest, &lengths);
     Ok(Saved { image: Image { arch: Arch::Aarch64, manifest, items }, gaps: Vec::new() })
 }

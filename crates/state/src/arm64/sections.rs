@@ -5,7 +5,7 @@ use evenkeel_sys::layout::{long, word};
 use super::place::{GIC_V2, GIC_V3, ITS_DEVICE};
 use crate::image::Owner;
 use crate::manifest::{Manifest, Noted, Role};
-use crate::order::Ranks;
+use crate::order::Order;
 use crate::outcome::Refused;
 use crate::registers::SVE_VECTOR_LENGTHS;
 
@@ -78,8 +78,8 @@ pub(super) fn section(call: &Noted, devices: &Devices) -> &'static str {
 }
 
 /// Whether a call has its place among the state, because something of that comes before it.
-pub(super) fn is_later(call: &Noted, devices: &Devices, ranks: &Ranks) -> bool {
-    ranks.of(section(call, devices)) > ranks.of("arm64-id-registers")
+pub(super) fn is_later(call: &Noted, devices: &Devices, order: &Order) -> bool {
+    order.rank(section(call, devices)) > order.rank("arm64-id-registers")
 }
 
 /// KVM_CAP_ARM_MTE.

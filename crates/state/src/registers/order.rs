@@ -2,7 +2,7 @@
 
 use evenkeel_catalog::{self as catalog, Arch};
 
-use crate::order::{Ranks, restoring};
+use crate::order::{Order, Phase};
 
 /// The vector lengths of SVE (KVM_REG_ARM64_SVE_VLS): fixed once SVE is finalized, and set before that.
 pub(crate) const SVE_VECTOR_LENGTHS: u64 = 0x6060_0000_0015_ffff;
@@ -24,7 +24,7 @@ pub enum Group {
 
 impl Group {
     /// Its name among the catalog's items.
-    pub(crate) fn item(self) -> &'static str {
+    fn item(self) -> &'static str {
         match self {
             Group::VectorLengths => "reg.606000000015ffff",
             Group::Identity => "arm64-id-registers",
@@ -62,12 +62,12 @@ fn is_identity(id: u64) -> bool {
 
 /// How many items must be set before this register, at the least. Ascending is an order that keeps every edge.
 pub fn rank(id: u64) -> u32 {
-    rank_in(restoring(Arch::Aarch64), id)
+    rank_in(Order::catalogued(Arch::Aarch64, Phase::Restore), id)
 }
 
-/// The same by other ranks than the catalog's.
-pub(crate) fn rank_in(ranks: &Ranks, id: u64) -> u32 {
-    ranks.of(group(id).item()).max(ranks.of(&format!("reg.{id:x}")))
+/// The same in another order than the catalog's.
+pub(crate) fn rank_in(order: &Order, id: u64) -> u32 {
+    order.rank(group(id).item()).max(order.rank(&format!("reg.{id:x}")))
 }
 
 #[cfg(test)]
