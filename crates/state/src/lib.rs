@@ -5,15 +5,24 @@
 //! * [`registers`] is the matrix of arm64 registers between many hosts, which was here first.
 #![forbid(unsafe_code)]
 
+pub mod arm64;
 mod image;
 mod manifest;
+mod noting;
 pub mod order;
+mod outcome;
+mod pack;
 mod parts;
 pub mod registers;
-mod report;
+mod remake;
 pub mod x86;
 
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
+pub use noting::Noting;
+pub use outcome::{Absent, Became, Found, Left, NotKept, Refused, Report, Saved, Unsaved};
+pub use pack::{
+    Attribute, Unpacked, pack_attributes, pack_registers, register_size, unpack_attributes, unpack_registers,
+};
 pub use parts::{Cpu, Parts, Retire};
-pub use report::{Found, Refused, Report, Saved, Wrong};
+pub use remake::Made;

@@ -166,6 +166,8 @@ requests! {
     KVM_GET_NESTED_STATE = Request::iowr("KVM_GET_NESTED_STATE", KVM, 0xbe, X86_NESTED_STATE).tailed(4, 0, 1);
     /// The same, set.
     KVM_SET_NESTED_STATE = Request::iow("KVM_SET_NESTED_STATE", KVM, 0xbf, X86_NESTED_STATE).tailed(4, 0, 1);
+    /// Moves both counters of a VM together (arm64): `struct kvm_arm_counter_offset`.
+    KVM_ARM_SET_COUNTER_OFFSET = Request::iow("KVM_ARM_SET_COUNTER_OFFSET", KVM, 0xb5, 16);
     /// CPUID of the Hyper-V interface (x86).
     KVM_GET_SUPPORTED_HV_CPUID =
         Request::iowr("KVM_GET_SUPPORTED_HV_CPUID", KVM, 0xc1, 8).tailed(0, 8, X86_CPUID_ENTRY);

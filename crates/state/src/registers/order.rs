@@ -62,7 +62,11 @@ fn is_identity(id: u64) -> bool {
 
 /// How many items must be set before this register, at the least. Ascending is an order that keeps every edge.
 pub fn rank(id: u64) -> u32 {
-    let order = Order::catalogued(Arch::Aarch64, Phase::Restore);
+    rank_in(Order::catalogued(Arch::Aarch64, Phase::Restore), id)
+}
+
+/// The same in another order than the catalog's.
+pub(crate) fn rank_in(order: &Order, id: u64) -> u32 {
     order.rank(group(id).item()).max(order.rank(&format!("reg.{id:x}")))
 }
 

@@ -4,7 +4,7 @@ use evenkeel_catalog::MSRS;
 use evenkeel_sys::requests::*;
 use evenkeel_sys::{Errno, Error, Refusal};
 
-use crate::{Parts, Refused};
+use crate::{Owner, Parts, Refused};
 
 const CAP_NESTED_STATE: u32 = 157;
 const CAP_SREGS2: u32 = 200;
@@ -64,10 +64,12 @@ impl Host {
     /// # Errors
     /// The kernel does not answer, or the VM has no vCPU.
     pub fn ask(parts: &Parts<'_, '_>) -> Result<Host, Refused> {
-        let refused = |e: Error| Refused::new("vm", e, "");
+        let refused = |e: Error| Refused::call(Owner::Vm, "", "the kernel does not say what it has")(e);
         let cap = |number: u32| parts.vm.check_extension(number).map_err(refused);
         let Some(first) = parts.cpus.first() else {
-            return Err(Refused::new("vm", "it has no vCPU", "state is saved of VMs that can run"));
+            return Err(
+                Refused::new(Owner::Vm, "", "it has no vCPU").hint("state is saved of VMs that can run")
+            );
         };
         let vcpu = first.vcpu;
         let mut msrs = parts.system.msr_list(&KVM_GET_MSR_INDEX_LIST).map_err(refused)?;

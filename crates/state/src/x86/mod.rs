@@ -18,3 +18,22 @@ pub use clock::Policy;
 pub use host::Host;
 pub use restore::{Options, restore, restore_with};
 pub use save::{save, save_with};
+
+use std::sync::Arc;
+
+use evenkeel_sys::{Ram, Slot, System};
+
+use crate::remake::repeat;
+use crate::{Made, Manifest, Refused};
+
+/// Makes a VM as a manifest says, with this memory. What a debugger selected is left to [`restore`].
+///
+/// # Errors
+/// A call that this kernel refuses, or a manifest that makes no sense.
+pub fn remake<'b>(
+    system: &System<'b>,
+    manifest: &Manifest,
+    memory: &[(Slot, Arc<Ram>)],
+) -> Result<Made<'b>, Refused> {
+    repeat(system, manifest, memory, restore::is_later)
+}

@@ -8,6 +8,8 @@ use evenkeel_sys::layout::{X86_MSR_ENTRY, long, word};
 pub(super) const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
 /// The time stamp counter.
 pub(super) const TSC: u32 = 0x10;
+/// When the local APIC's timer ends, in TSC deadline mode.
+pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// MCG_CAP: set by KVM_X86_SETUP_MCE.
 pub(super) const MCG_CAP: u32 = 0x179;
 /// The Hyper-V reference counter: worked out from kvmclock.

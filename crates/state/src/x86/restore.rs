@@ -1,6 +1,6 @@
 //! Setting, reading back, and accounting for every item.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_catalog::Arch as CatalogArch;
 use evenkeel_surface::Arch;
@@ -13,7 +13,7 @@ use super::host::{Host, TSC_OFFSET};
 use super::plan::{self, Read};
 use super::{groups, lapic, msrs, same, xen};
 use crate::order::{Order, Phase};
-use crate::{Found, Image, Item, Owner, Parts, Refused, Report, Wrong};
+use crate::{Became, Found, Image, Item, Left, NotKept, Noted, Owner, Parts, Refused, Report, Role};
 
 /// How to set state.
 #[derive(Clone, Debug, Default)]
@@ -57,39 +57,36 @@ pub fn restore_with(
     for step in steps(image, order) {
         setting.set(&step);
     }
+    setting.debug();
     setting.read_back();
     Ok(setting.report)
 }
 
 /// The image is one of a VM like this.
 fn check(parts: &Parts<'_, '_>, image: &Image) -> Result<(), Refused> {
+    let hint = "nothing is left over: the image is refused as a whole";
     if image.arch != Arch::X86_64 {
-        return Err(Refused::new("image", format_args!("it is of {}", image.arch.name()), ""));
+        return Err(Refused::new(Owner::Vm, "", format!("the image is of {}", image.arch.name())));
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for item in &image.items {
-        let name = || format!("{}/{}", item.owner, item.name);
-        let hint = "nothing is left over: the image is refused as a whole";
+        let refused = |why: &str| Err(Refused::new(item.owner, &item.name, why).hint(hint));
         match (plan::belongs(&item.name), item.owner) {
-            (None, _) => return Err(Refused::new(name(), "no such item is known", hint)),
+            (None, _) => return refused("no such item is known"),
             (Some(true), Owner::Vcpu(index)) if (index as usize) < parts.cpus.len() => {}
             (Some(false), Owner::Vm) => {}
-            _ => return Err(Refused::new(name(), "this VM has no such part", hint)),
+            _ => return refused("this VM has no such part"),
         }
         if !seen.insert((item.owner, &item.name)) {
-            return Err(Refused::new(name(), "it is there twice", hint));
+            return refused("it is there twice");
         }
         if let Some(why) = misshapen(item) {
-            return Err(Refused::new(name(), why, hint));
+            return refused(&why);
         }
     }
-    for index in 0..parts.cpus.len() as u32 {
-        if !seen.iter().any(|(owner, _)| *owner == Owner::Vcpu(index)) {
-            return Err(Refused::new(
-                Owner::Vcpu(index),
-                "the image has no such vCPU",
-                "make as many as it has",
-            ));
+    for owner in (0..parts.cpus.len() as u32).map(Owner::Vcpu) {
+        if !seen.iter().any(|(of, _)| *of == owner) {
+            return Err(Refused::new(owner, "", "the image has no such vCPU").hint("make as many as it has"));
         }
     }
     Ok(())
@@ -152,17 +149,16 @@ struct Setting<'p, 'g, 'b, 'i> {
     options: &'p Options,
     host: &'p Host,
     /// What failed: by item, or by MSR.
-    failed: BTreeMap<String, Error>,
+    failed: BTreeMap<(Owner, String), Error>,
     report: Report,
 }
 
 impl Setting<'_, '_, '_, '_> {
     fn set(&mut self, step: &Step<'_>) {
-        let place = format!("{}/{}", step.owner, step.item.name);
         if step.item.name == "msrs" {
             self.set_msrs(step);
         } else if let Err(error) = self.set_item(step.owner, step.item) {
-            self.failed.insert(place, error);
+            self.failed.insert((step.owner, step.item.name.clone()), error);
         }
     }
 
@@ -212,9 +208,8 @@ impl Setting<'_, '_, '_, '_> {
             "sregs2" if !self.host.sregs2 => vcpu.set(&KVM_SET_SREGS, &as_sregs(bytes)).map(drop),
             "lapic" => {
                 if let lapic::Set::Cleared = lapic::set(vcpu, bytes, self.x2apic(owner))? {
-                    let what =
-                        format!("{owner}: the one-shot timer has fired, and its initial count reads 0 now");
-                    self.report.found.push(Found { gap: "G06", what });
+                    let what = "the one-shot timer has fired, and its initial count reads 0 now".to_owned();
+                    self.report.gaps.push(Found { gap: "G06".to_owned(), owner, what });
                 }
                 Ok(())
             }
@@ -263,7 +258,9 @@ impl Setting<'_, '_, '_, '_> {
                 msrs::left_alone(msr)
             };
             match why {
-                Some(why) => self.report.left.push((format!("{}/msr.{msr:x}", step.owner), why.to_owned())),
+                Some(why) => {
+                    self.report.left.push(Left { owner: step.owner, item: format!("msr.{msr:x}"), why })
+                }
                 None => wanted.push((msr, value)),
             }
         }
@@ -273,7 +270,25 @@ impl Setting<'_, '_, '_, '_> {
         let results = self.parts.cpus[index as usize].vcpu.msrs().set(&wanted);
         for ((msr, _), result) in wanted.iter().zip(results) {
             if let Err(error) = result {
-                self.failed.insert(format!("{}/msr.{msr:x}", step.owner), error);
+                self.failed.insert((step.owner, format!("msr.{msr:x}")), error);
+            }
+        }
+    }
+
+    /// What a debugger outside selected: behind the registers, because a single step is of the instruction at hand.
+    fn debug(&mut self) {
+        for call in self.image.manifest.calls.iter().filter(|c| is_later(c)) {
+            let Role::Vcpu(index) = call.on else { continue };
+            let Some(cpu) = self.parts.cpus.get(index as usize) else { continue };
+            if let Err(error) = cpu.vcpu.set(&KVM_SET_GUEST_DEBUG, &call.argument) {
+                self.wrong(
+                    Owner::Vcpu(index),
+                    "vm-config",
+                    "guest-debug",
+                    &call.argument,
+                    None,
+                    Some(&error),
+                );
             }
         }
     }
@@ -283,7 +298,6 @@ impl Setting<'_, '_, '_, '_> {
         let order = Order::catalogued(CatalogArch::X86_64, Phase::Save);
         for (owner, name) in plan::all(order, self.parts.cpus.len()) {
             let Some(item) = self.image.item(owner, name) else { continue };
-            let place = format!("{owner}/{name}");
             let numbers: Vec<u32> = match name {
                 "msrs" => msrs::unpack(&item.bytes).iter().map(|(msr, _)| *msr).collect(),
                 _ => Vec::new(),
@@ -295,49 +309,45 @@ impl Setting<'_, '_, '_, '_> {
                 "xsave" if self.host.xsave2 != 0 => "xsave2",
                 name => name,
             };
+            let failed = self.failed.get(&(owner, name.to_owned())).cloned();
             match plan::read(self.parts, self.host, owner, here, Some(&numbers)) {
                 Ok(Read::Bytes(got)) => self.compare(owner, name, &item.bytes, &got),
-                Ok(Read::Absent(why)) => self.wrong(place, "", shown(&item.bytes), why.to_owned()),
+                Ok(Read::Absent(_)) => self.wrong(owner, name, "", &item.bytes, None, failed.as_ref()),
                 Err(_) if name == "msrs" => self.compare_each(owner, &item.bytes),
                 Err(error) => {
-                    self.failed.entry(place.clone()).or_insert(error);
-                    self.wrong(place, "", shown(&item.bytes), String::new());
+                    self.wrong(owner, name, "", &item.bytes, None, Some(failed.as_ref().unwrap_or(&error)));
                 }
             }
         }
     }
 
     fn compare(&mut self, owner: Owner, name: &str, wanted: &[u8], got: &[u8]) {
-        let place = format!("{owner}/{name}");
-        let differences = match name {
-            "tsc-offset" if self.has_offset(owner) => Vec::new(),
-            "tsc-offset" => {
-                self.report.left.push((place.clone(), "MSR_IA32_TSC was written instead".to_owned()));
-                Vec::new()
+        if name == "tsc-offset" {
+            if !self.has_offset(owner) {
+                let why = "MSR_IA32_TSC was written instead";
+                self.report.left.push(Left { owner, item: name.to_owned(), why });
+            } else if let Some(error) = self.failed.get(&(owner, name.to_owned())).cloned() {
+                self.wrong(owner, name, "", wanted, Some(got), Some(&error));
             }
-            _ => same::differences(name, wanted, got),
-        };
-        let cleared = |field: &str, report: &Report| {
+            return;
+        }
+        let same::Compared { kept, running, differ } = same::compare(name, wanted, got);
+        self.report.kept += kept;
+        self.report.running += running;
+        let cleared = |field: &str| {
             name == "lapic"
                 && field == same::TMICT
-                && report.found.iter().any(|f| f.gap == "G06" && f.what.starts_with(&format!("{owner}:")))
+                && self.report.gaps.iter().any(|f| f.gap == "G06" && f.owner == owner)
         };
-        let mut wrong = false;
-        for (field, wanted, got) in differences {
-            if cleared(&field, &self.report) {
+        let differ: Vec<_> = differ.into_iter().filter(|d| !cleared(&d.field)).collect();
+        for same::Differs { field, wanted, got } in differ {
+            let place = if name == "msrs" { field.as_str() } else { name };
+            if self.report.left.iter().any(|left| left.owner == owner && left.item == place) {
                 continue;
             }
-            let (place, field) = match name {
-                "msrs" => (format!("{owner}/{field}"), String::new()),
-                _ => (place.clone(), field),
-            };
-            if self.report.left.iter().any(|(left, _)| *left == place) {
-                continue;
-            }
-            wrong = true;
-            self.wrong(place, &field, wanted, got);
+            let failed = self.failed.get(&(owner, place.to_owned())).cloned();
+            self.wrong(owner, name, &field, &wanted, got.as_deref(), failed.as_ref());
         }
-        self.report.kept += usize::from(!wrong);
     }
 
     /// MSRs one by one, because one of them cannot be read.
@@ -354,19 +364,44 @@ impl Setting<'_, '_, '_, '_> {
                     there.1.push((msr, got));
                 }
                 Err(error) => {
-                    let place = format!("{owner}/msr.{msr:x}");
-                    self.failed.entry(place.clone()).or_insert(error);
-                    self.wrong(place, "", format!("{value:#x}"), String::new());
+                    let field = format!("msr.{msr:x}");
+                    let failed = self.failed.get(&(owner, field.clone())).cloned().unwrap_or(error);
+                    self.wrong(owner, "msrs", &field, &value.to_ne_bytes(), None, Some(&failed));
                 }
             }
         }
         self.compare(owner, "msrs", &msrs::pack(&there.0), &msrs::pack(&there.1));
     }
 
-    fn wrong(&mut self, item: String, field: &str, wanted: String, got: String) {
-        let failed = self.failed.get(&item).cloned();
-        self.report.wrong.push(Wrong { item, field: field.to_owned(), wanted, got, failed });
+    fn wrong(
+        &mut self,
+        owner: Owner,
+        item: &str,
+        field: &str,
+        wanted: &[u8],
+        now: Option<&[u8]>,
+        failed: Option<&Error>,
+    ) {
+        let became = match (now, failed) {
+            (_, Some(_)) => Became::Refused,
+            (Some(_), None) => Became::Altered,
+            (None, None) => Became::Unreadable,
+        };
+        self.report.not_kept.push(NotKept {
+            owner,
+            item: item.to_owned(),
+            field: field.to_owned(),
+            became,
+            wanted: wanted.to_vec(),
+            now: now.map(<[u8]>::to_vec),
+            error: failed.map(ToString::to_string),
+        });
     }
+}
+
+/// A call of the manifest that is made when all state is in place.
+pub(super) fn is_later(call: &Noted) -> bool {
+    call.call == "KVM_SET_GUEST_DEBUG"
 }
 
 /// Where `kvm_sregs` and `kvm_sregs2` have the APIC's base.
@@ -377,10 +412,4 @@ fn as_sregs(sregs2: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; X86_SREGS];
     bytes[..X86_SREGS2_FLAGS].copy_from_slice(&sregs2[..X86_SREGS2_FLAGS]);
     bytes
-}
-
-/// The first bytes, for a message.
-fn shown(bytes: &[u8]) -> String {
-    let head: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("{} bytes {head}…", bytes.len())
 }
