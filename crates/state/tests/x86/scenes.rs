@@ -31,8 +31,6 @@ fn timer(mode: u32, x2apic: bool, count: u32) -> Asm {
 
 /// Every scene that this machine's KVM can play.
 pub fn all() -> Vec<Scene<'static>> {
-    let breath = |stage: &mut crate::stage::Stage<'_, '_, '_>| stage.breath(0, 1);
-    let _ = breath;
     vec![
         Scene {
             name: "in-flight port write",
@@ -138,7 +136,7 @@ pub fn all() -> Vec<Scene<'static>> {
         },
         Scene {
             name: "pending exception with a payload",
-            enable: &|vm| drop(vm.enable_cap(EXCEPTION_PAYLOAD, [1, 0, 0, 0]).unwrap()),
+            enable: &|vm| assert!(vm.enable_cap(EXCEPTION_PAYLOAD, [1, 0, 0, 0]).is_ok()),
             program: &|_| {
                 Asm::new()
                     .out(abi::BREATH)
@@ -200,7 +198,6 @@ pub fn all() -> Vec<Scene<'static>> {
                     .apic(0x320, 0x4_0061)
                     .deadline_in(100_000_000)
                     .out(abi::BREATH)
-                    .window(3)
                     .sti()
                     .hlt()
                     .cli()
@@ -270,28 +267,32 @@ pub fn all() -> Vec<Scene<'static>> {
             ..Scene::default()
         },
         Scene {
-            name: "interrupt of the IOAPIC, masked and pending",
+            name: "level interrupt of the IOAPIC, masked and pending",
             program: &|_| {
                 let ioapic = |asm: Asm, register: u32, value: u32| {
                     asm.store(0xfec0_0000, register).store(0xfec0_0010, value)
                 };
-                let asm = ioapic(ioapic(Asm::new().apic_on(), 0x1b, 0), 0x1a, 0x1_0065).out(abi::BREATH);
-                ioapic(asm, 0x1a, 0x65).window(3).done()
+                let asm = ioapic(
+                    ioapic(Asm::new().mov(0, 0xff).out(0x21).out(0xa1).apic_on(), 0x1b, 0),
+                    0x1a,
+                    0x1_8065,
+                )
+                .out(abi::BREATH);
+                ioapic(asm, 0x1a, 0x8065).window(3).done()
             },
             stop: &|s| {
                 s.breath(0, 1);
-                for level in [1_u32, 0] {
-                    let mut line = [0; 8];
-                    line[..4].copy_from_slice(&5_u32.to_le_bytes());
-                    line[4..].copy_from_slice(&level.to_le_bytes());
-                    s.vm.set(&KVM_IRQ_LINE, &line).unwrap();
-                }
+                let mut line = [0; 8];
+                line[..4].copy_from_slice(&5_u32.to_le_bytes());
+                line[4..].copy_from_slice(&1_u32.to_le_bytes());
+                s.vm.set(&KVM_IRQ_LINE, &line).unwrap();
             },
             ..Scene::default()
         },
         Scene {
             name: "waiting for SIPI, which is on its way",
             cpus: 2,
+            waiting: true,
             program: &|n| match n {
                 0 => {
                     let asm = Asm::new().apic_on().apic(0x310, 1 << 24).apic(0x300, 0x4500);

@@ -20,6 +20,8 @@ const TABLES: Tables = Tables { gdt: abi::GDT, idt: abi::IDT, tss: abi::TSS, pag
 pub struct Scene<'a> {
     pub name: &'a str,
     pub cpus: u32,
+    /// All vCPUs but the first wait for SIPI.
+    pub waiting: bool,
     pub irqchip: Irqchip,
     /// What is enabled of the VM before there are vCPUs.
     pub enable: &'a dyn Fn(&Vm<'_>),
@@ -38,6 +40,7 @@ impl Default for Scene<'_> {
         Scene {
             name: "",
             cpus: 1,
+            waiting: false,
             irqchip: Irqchip::Kernel,
             enable: &|_| {},
             program: &|_| Asm::new().done(),
@@ -177,7 +180,7 @@ impl<'s, 'v, 'b> Stage<'s, 'v, 'b> {
 }
 
 /// Loads the guest's stubs and programs, and puts every vCPU at its program.
-fn load(ram: &Ram, vcpus: &[Vcpu<'_>], program: &dyn Fn(u32) -> Asm) {
+fn load(ram: &Ram, vcpus: &[Vcpu<'_>], program: &dyn Fn(u32) -> Asm, waiting: bool) {
     session::load(ram, guests::image()).unwrap();
     // Exceptions and NMIs without an error code count as interrupts do, 0x20 higher: vectors 1, 2, 3 and 6.
     for vector in [1, 2, 3, 6] {
@@ -186,6 +189,9 @@ fn load(ram: &Ram, vcpus: &[Vcpu<'_>], program: &dyn Fn(u32) -> Asm) {
         ram.write(abi::IDT as usize + 16 * vector, &gate).unwrap();
     }
     for (n, vcpu) in (0_u32..).zip(vcpus) {
+        if n > 0 && !waiting {
+            vcpu.set(&KVM_SET_MP_STATE, &[0; 4]).unwrap();
+        }
         let code = program(n).0;
         assert!(code.len() < 0x1000, "{} bytes of program", code.len());
         ram.write(place(n) as usize, &code).unwrap();
@@ -230,7 +236,7 @@ impl Default for Orders<'static> {
 }
 
 /// Plays a scene: saved, set elsewhere, saved there, set elsewhere again, saved there.
-pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Outcome {
+pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     let live = Live::new();
     let noting = Noting::new(&live);
     let system = System::open(&noting).unwrap();
@@ -240,7 +246,7 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Outcome {
     let vcpus: Vec<Vcpu<'_>> = (0..scene.cpus).map(|n| machine.vcpu(n.into()).unwrap()).collect();
     let cpuid = system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap();
     vcpus.iter().for_each(|vcpu| vcpu.set_cpuid(&cpuid).unwrap());
-    load(machine.ram(), &vcpus, scene.program);
+    load(machine.ram(), &vcpus, scene.program, scene.waiting);
     let deadline = Deadline::new();
     let mut source = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
     (scene.stop)(&mut source);
@@ -249,8 +255,21 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Outcome {
     let mut outcome =
         Outcome { reports: Vec::new(), images: Vec::new(), stayed: Vec::new(), moved: Vec::new() };
     let manifest = noting.manifest(0).unwrap();
-    let saved = save(&mut source, &manifest, orders);
-    assert!((scene.point)(&saved.image), "{}: not at its point", scene.name);
+    let saved = save(&mut source, &manifest, orders)?;
+    if !(scene.point)(&saved.image) {
+        let bytes =
+            |name: &str| saved.image.item(Owner::Vcpu(0), name).map(|i| i.bytes.clone()).unwrap_or_default();
+        let set: Vec<_> = (0x100..0x280)
+            .step_by(16)
+            .map(|at| (at, word(&saved.image, "lapic", at)))
+            .filter(|(_, w)| *w != 0)
+            .collect();
+        let seen = source.observed(1);
+        return Err(format!(
+            "not at its point: {seen:?}, events {:02x?}, in the APIC {set:x?}",
+            bytes("vcpu-events")
+        ));
+    }
     outcome.images.push(saved.image);
     let memory = copy(&noting.memory(0));
 
@@ -258,33 +277,34 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Outcome {
     {
         let image = &outcome.images[0];
         let mut stage = Stage::new(&system, &second.vm, &second.vcpus, memory[0].1.clone(), &deadline);
-        outcome.reports.push(restore(&mut stage, image, orders));
-        outcome.images.push(save(&mut stage, &manifest, orders).image);
+        outcome.reports.push(restore(&mut stage, image, orders)?);
+        outcome.images.push(save(&mut stage, &manifest, orders)?.image);
     }
     let memory = copy(&memory);
     drop(second);
     let third = x86::remake(&system, &manifest, &memory).unwrap();
     let mut last = Stage::new(&system, &third.vm, &third.vcpus, memory[0].1.clone(), &deadline);
-    outcome.reports.push(restore(&mut last, &outcome.images[1], orders));
-    outcome.images.push(save(&mut last, &manifest, orders).image);
+    outcome.reports.push(restore(&mut last, &outcome.images[1], orders)?);
+    outcome.images.push(save(&mut last, &manifest, orders)?.image);
 
     (scene.finish)(&mut source);
     outcome.stayed = source.observed(scene.cpus);
     (scene.finish)(&mut last);
     outcome.moved = last.observed(scene.cpus);
-    outcome
+    Ok(outcome)
 }
 
-fn save(stage: &mut Stage<'_, '_, '_>, manifest: &Manifest, orders: &Orders<'_>) -> Saved {
+fn save(stage: &mut Stage<'_, '_, '_>, manifest: &Manifest, orders: &Orders<'_>) -> Result<Saved, String> {
     let mut parts = stage.parts();
     let host = x86::Host::ask(&parts).unwrap();
-    x86::save_with(&mut parts, manifest, &host, orders.save).unwrap_or_else(|e| panic!("{e}"))
+    x86::save_with(&mut parts, manifest, &host, orders.save).map_err(|e| e.to_string())
 }
 
-fn restore(stage: &mut Stage<'_, '_, '_>, image: &Image, orders: &Orders<'_>) -> Report {
+fn restore(stage: &mut Stage<'_, '_, '_>, image: &Image, orders: &Orders<'_>) -> Result<Report, String> {
     let mut parts = stage.parts();
     let host = x86::Host::ask(&parts).unwrap();
-    x86::restore_with(&mut parts, image, &x86::Options::default(), &host, orders.restore).unwrap()
+    x86::restore_with(&mut parts, image, &x86::Options::default(), &host, orders.restore)
+        .map_err(|e| e.to_string())
 }
 
 /// A 32-bit word of an item of the first vCPU.
