@@ -150,7 +150,9 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
                 Some(time) if time.clock == clock => {
                     timed.insert(of);
                 }
-                Some(time) => problems.push(format!("`{of}` runs with `{clock}`, and is time of `{}`", time.clock)),
+                Some(time) => {
+                    problems.push(format!("`{of}` runs with `{clock}`, and is time of `{}`", time.clock))
+                }
                 None => problems.push(format!("`{of}` is said to run, and is no quantity of time")),
             }
         }
@@ -211,7 +213,10 @@ fn shape(s: &Section, problems: &mut Vec<String>) {
             say(format!("field `{}` has no name, or one that another has", f.name));
         }
         let number = [1, 2, 4, 8].contains(&f.size);
-        if f.compare != Compare::Identical && !number && !matches!(f.compare, Compare::Lost | Compare::Computed) {
+        if f.compare != Compare::Identical
+            && !number
+            && !matches!(f.compare, Compare::Lost | Compare::Computed)
+        {
             say(format!("field `{}`: only numbers have bits, or run", f.name));
         }
         if f.group.is_some() && s.tag_size == 0 && ["", "entries"].contains(&s.cut.as_str()) {
