@@ -6,7 +6,7 @@ mod scenes;
 mod stage;
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_state::{Cpu, Manifest, Parts, x86};
+use evenkeel_state::{Cpu, Elapsed, Manifest, Parts, compare, x86};
 use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, Live, System};
 use evenkeel_witness::probe::{Probe, RAX, RBX, RCX, RDX};
@@ -69,6 +69,16 @@ fn check(scene: &Scene<'_>) -> Result<String, String> {
     for report in &outcome.reports {
         if !report.complete() {
             return Err(format!("{report}"));
+        }
+    }
+    // The second agrees with the first; the third is the second in all that does not run.
+    for (n, pair) in outcome.images.windows(2).enumerate() {
+        let cleared = !outcome.reports[n].gaps.is_empty();
+        let different = compare(&pair[0], &pair[1], Elapsed::of(outcome.took));
+        let different: Vec<_> =
+            different.iter().filter(|d| !(cleared && d.field == "TMICT")).map(ToString::to_string).collect();
+        if !different.is_empty() {
+            return Err(format!("image {} and {}: {different:?}", n + 1, n + 2));
         }
     }
     if outcome.stayed != outcome.moved {

@@ -2,7 +2,7 @@
 //! and in the last.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel_monitor::x86_64::Tables;
 use evenkeel_monitor::{Irqchip, Machine, Shape};
@@ -218,6 +218,8 @@ pub fn copy(memory: &[(Slot, Arc<Ram>)]) -> Vec<(Slot, Arc<Ram>)> {
 pub struct Outcome {
     pub reports: Vec<Report>,
     pub images: Vec<Image>,
+    /// From the first save to the last.
+    pub took: Duration,
     /// What the guest did that was not moved, and the one that was moved twice.
     pub stayed: Vec<String>,
     pub moved: Vec<String>,
@@ -252,9 +254,15 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     (scene.stop)(&mut source);
     source.said.clear();
 
-    let mut outcome =
-        Outcome { reports: Vec::new(), images: Vec::new(), stayed: Vec::new(), moved: Vec::new() };
+    let mut outcome = Outcome {
+        reports: Vec::new(),
+        images: Vec::new(),
+        took: Duration::ZERO,
+        stayed: Vec::new(),
+        moved: Vec::new(),
+    };
     let manifest = noting.manifest(0).unwrap();
+    let begin = Instant::now();
     let saved = save(&mut source, &manifest, orders)?;
     if !(scene.point)(&saved.image) {
         let bytes =
@@ -287,6 +295,7 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     outcome.reports.push(restore(&mut last, &outcome.images[1], orders)?);
     outcome.images.push(save(&mut last, &manifest, orders)?.image);
 
+    outcome.took = begin.elapsed();
     (scene.finish)(&mut source);
     outcome.stayed = source.observed(scene.cpus);
     (scene.finish)(&mut last);
