@@ -188,7 +188,8 @@ impl Setting<'_, '_, '_, '_> {
                     .try_for_each(|chip| vm.set(&KVM_SET_IRQCHIP, chip).map(drop)),
                 "clock" => {
                     let clock = Clock::read(bytes);
-                    vm.set(&KVM_SET_CLOCK, &clock.to_set(self.host.clock, self.options.clocks)).map(drop)
+                    vm.set(&KVM_SET_CLOCK, &clock.to_set(self.host.clock.unwrap_or(0), self.options.clocks))
+                        .map(drop)
                 }
                 "pit2" => vm.set(&KVM_SET_PIT2, bytes).map(drop),
                 _ => xen::set(vm, false, bytes),
