@@ -1,8 +1,8 @@
 //! Items that are lists of small things: MSRs, and registers by id. The packed forms are described at [`Item`].
 
-use evenkeel_sys::layout::{X86_MSR_ENTRY, long, word};
+use evenkeel_sys::layout::{X86_MSR_ENTRY, word};
 
-use crate::Item;
+use crate::{Item, pack_registers, unpack_registers};
 
 /// One small thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,34 +53,23 @@ pub fn entries(item: &Item) -> Option<Vec<Entry>> {
     if !is_registers(item) {
         return None;
     }
-    let mut entries = Vec::new();
-    let mut rest = item.bytes.as_slice();
-    while !rest.is_empty() {
-        let id = rest.get(..8).map(|_| long(rest, 0))?;
-        let size = 1_usize.checked_shl(u32::try_from(id >> 52 & 0xf).ok()?).filter(|size| *size <= 256)?;
-        let value = rest.get(8..8 + size)?.to_vec();
-        rest = rest.get(8 + size.next_multiple_of(8)..)?;
-        entries.push(Entry { key: Key::Reg(id), value });
-    }
-    Some(entries)
+    let registers = unpack_registers(&item.bytes).ok()?;
+    Some(registers.into_iter().map(|(id, value)| Entry { key: Key::Reg(id), value: value.to_vec() }).collect())
 }
 
 /// Packs entries as the item's payload. Entries of another kind are not in it.
 pub fn put(item: &mut Item, entries: &[Entry]) {
-    let msrs = is_msrs(item);
-    item.bytes.clear();
-    for entry in entries {
-        match entry.key {
-            Key::Msr(msr) if msrs => {
-                item.bytes.extend(u64::from(msr).to_le_bytes());
-                item.bytes.extend(&entry.value);
-            }
-            Key::Reg(id) if !msrs => {
-                item.bytes.extend(id.to_le_bytes());
-                item.bytes.extend(&entry.value);
-                item.bytes.resize(item.bytes.len().next_multiple_of(8), 0);
-            }
-            _ => {}
-        }
+    if is_msrs(item) {
+        let packed = |entry: &Entry| match entry.key {
+            Key::Msr(msr) => [&u64::from(msr).to_le_bytes(), entry.value.as_slice()].concat(),
+            Key::Reg(_) => Vec::new(),
+        };
+        item.bytes = entries.iter().flat_map(packed).collect();
+        return;
     }
+    let register = |entry: &Entry| match entry.key {
+        Key::Reg(id) => Some(id),
+        Key::Msr(_) => None,
+    };
+    item.bytes = pack_registers(entries.iter().filter_map(|e| Some((register(e)?, e.value.as_slice()))));
 }

@@ -37,7 +37,7 @@ pub struct Session<'m, 's, 'b> {
 }
 
 impl<'m, 's, 'b> Session<'m, 's, 'b> {
-    /// The guest on this vCPU: 0 or 1.
+    /// The guest on this vCPU: one of the first [`abi::AREAS`].
     ///
     /// # Errors
     /// The vCPU cannot be run.
@@ -58,6 +58,11 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
     /// As the kernel says.
     pub fn start(&mut self) -> Result<(), Error> {
         Ok(enter(self.runner.vcpu(), abi::CODE, self.area())?)
+    }
+
+    /// The vCPU's runner, for whoever saves its state.
+    pub fn runner(&mut self) -> &mut Runner<'m, 'b> {
+        &mut self.runner
     }
 
     /// Does all of these, in order.
@@ -192,7 +197,7 @@ fn event(kind: u32) -> String {
 
 /// The area of a vCPU.
 pub fn area(number: usize) -> u64 {
-    abi::AREA + number.min(1) as u64 * abi::AREA_BYTES
+    abi::AREA + number.min(abi::AREAS - 1) as u64 * abi::AREA_BYTES
 }
 
 fn offset(address: u64) -> usize {
