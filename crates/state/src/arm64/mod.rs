@@ -9,6 +9,7 @@
 //! Registers that only clear what others hold are not set: they would undo those. Counters come last, see [`Time`].
 
 mod ask;
+mod compare;
 mod counters;
 mod place;
 mod plan;
@@ -17,6 +18,7 @@ mod restore;
 mod save;
 mod sections;
 
+pub use compare::differences;
 pub use counters::Time;
 pub use restore::{restore, restore_in};
 pub use save::save;
