@@ -15,11 +15,12 @@ mod pack;
 mod parts;
 pub mod registers;
 mod remake;
+pub mod x86;
 
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
 pub use noting::Noting;
-pub use outcome::{Became, Found, NotKept, Refused, Report, Saved, Unsaved};
+pub use outcome::{Absent, Became, Found, Left, NotKept, Refused, Report, Saved, Unsaved};
 pub use pack::{
     Attribute, Unpacked, pack_attributes, pack_registers, register_size, unpack_attributes, unpack_registers,
 };

@@ -44,9 +44,24 @@ const SELECTING: &[&str] = &[
     "KVM_SET_GSI_ROUTING",
     "KVM_XEN_HVM_CONFIG",
     "KVM_X86_SETUP_MCE",
+    "KVM_SET_BOOT_CPU_ID",
+    "KVM_REINJECT_CONTROL",
+    "KVM_SET_PMU_EVENT_FILTER",
+    "KVM_X86_SET_MSR_FILTER",
+    "KVM_SET_GUEST_DEBUG",
     "KVM_ARM_VCPU_INIT",
     "KVM_ARM_VCPU_FINALIZE",
     "KVM_ARM_SET_COUNTER_OFFSET",
+];
+
+/// Of these only the last one counts.
+const REPLACING: &[&str] = &[
+    "KVM_SET_GSI_ROUTING",
+    "KVM_SET_GUEST_DEBUG",
+    "KVM_SET_PMU_EVENT_FILTER",
+    "KVM_X86_SET_MSR_FILTER",
+    "KVM_X86_SETUP_MCE",
+    "KVM_REINJECT_CONTROL",
 ];
 
 impl<'i> Noting<'i> {
@@ -88,7 +103,7 @@ impl<'i> Noting<'i> {
                 } else if name == "KVM_CREATE_DEVICE" {
                     books.roles.insert(word(&argument, 4), (vm, Role::Device(book.devices)));
                     book.devices += 1;
-                } else if !selects(on, name, &argument) {
+                } else if !selects(on, name, &argument, &payload) {
                     return;
                 }
                 let mut noted = Noted { on, call, argument, payload };
@@ -106,8 +121,8 @@ impl Book {
         match noted.call.as_str() {
             // Said once more at each reset of the machine; the features cannot change.
             "KVM_ARM_VCPU_INIT" if calls.contains(&noted) => return,
-            // The new routes take the place of the old.
-            "KVM_SET_GSI_ROUTING" => calls.retain(|c| c.call != noted.call),
+            // The new takes the place of the old.
+            name if REPLACING.contains(&name) => calls.retain(|c| c.call != noted.call || c.on != noted.on),
             _ => {}
         }
         calls.push(noted);
@@ -127,10 +142,14 @@ fn forget_numbers(noted: &mut Noted) {
 }
 
 /// Whether a call selects what cannot be read afterwards. Attributes and registers that can be read are state.
-fn selects(on: Role, name: &str, argument: &[u8]) -> bool {
+fn selects(on: Role, name: &str, argument: &[u8], payload: &[u8]) -> bool {
     match (on, name) {
         (_, "KVM_SET_ONE_REG") => long(argument, 0) == SVE_VECTOR_LENGTHS,
         (Role::Vm, "KVM_SET_DEVICE_ATTR") => true,
+        // The rate of the TSC for vCPUs that are made later.
+        (Role::Vm, "KVM_SET_TSC_KHZ") => true,
+        // On x86 the offset of the TSC, which can be read.
+        (Role::Vcpu(_), "KVM_SET_DEVICE_ATTR") if payload.len() == 8 => false,
         // KVM_ARM_VCPU_PMU_V3_CTRL. Interrupts of the timers and the page of stolen time can be read.
         (Role::Vcpu(_), "KVM_SET_DEVICE_ATTR") => word(argument, 4) == 0,
         // KVM_DEV_ARM_VGIC_GRP_ADDR, _NR_IRQS, _CTRL with INIT alone, _MAINT_IRQ.

@@ -11,6 +11,30 @@ pub struct Saved {
     pub image: Image,
     /// State that exists, that KVM cannot save, and whose loss the guest may notice.
     pub gaps: Vec<Found>,
+    /// Groups of the catalog that this VM, or this host, does not have.
+    pub absent: Vec<Absent>,
+}
+
+/// A group of state that is not there, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// Whose it would be.
+    pub owner: Owner,
+    /// The item.
+    pub item: &'static str,
+    /// Why it is not there.
+    pub why: &'static str,
+}
+
+/// A part that was left alone on purpose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Whose.
+    pub owner: Owner,
+    /// The item: a section, or `msr.11`.
+    pub item: String,
+    /// Why that loses nothing.
+    pub why: &'static str,
 }
 
 /// State that cannot be saved, and was found to exist.
@@ -84,12 +108,23 @@ pub struct Report {
     pub not_kept: Vec<NotKept>,
     /// Parts that are here and were not saved: they are as in a fresh VM.
     pub unsaved: Vec<Unsaved>,
+    /// Parts that were not set because that loses nothing.
+    pub left: Vec<Left>,
+    /// What could not be carried, and the guest may notice.
+    pub gaps: Vec<Found>,
 }
 
 impl Report {
     /// The guest can go on: whatever was saved is in place.
     pub fn complete(&self) -> bool {
         self.not_kept.is_empty()
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} parts kept, {} running, {} not kept", self.kept, self.running, self.not_kept.len())?;
+        self.not_kept.iter().try_for_each(|part| write!(f, "\n  {part}"))
     }
 }
 

@@ -10,6 +10,13 @@ pub trait Retire {
     /// # Errors
     /// As the kernel says.
     fn retire(&mut self) -> Result<Exit, Error>;
+
+    /// Enters the kernel's run loop with a signal pending: timers that expired while the vCPU stood still become
+    /// interrupts, and nothing of the guest is executed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn settle(&mut self) -> Result<Exit, Error>;
 }
 
 impl Retire for Runner<'_, '_> {
@@ -18,6 +25,10 @@ impl Retire for Runner<'_, '_> {
         let exit = self.run();
         self.leave_at_once(false);
         exit
+    }
+
+    fn settle(&mut self) -> Result<Exit, Error> {
+        self.run_signalled()
     }
 }
 

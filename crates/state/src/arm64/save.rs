@@ -37,7 +37,7 @@ pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Ref
     let items =
         read::all(parts, &devices, Order::catalogued(Catalogued::Aarch64, Phase::Save), Purpose::Save)?;
     let manifest = sections::with_lengths(manifest, &lengths);
-    Ok(Saved { image: Image { arch: Arch::Aarch64, manifest, items }, gaps: Vec::new() })
+    Ok(Saved { image: Image { arch: Arch::Aarch64, manifest, items }, gaps: Vec::new(), absent: Vec::new() })
 }
 
 /// Has the kernel carry out what the last exit of each vCPU left open: the result of a load that the VMM answered is still
