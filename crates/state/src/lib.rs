@@ -2,10 +2,13 @@
 //!
 //! * An [`Image`] is what was saved: items in the kernel's own layout, each with the VM or the vCPU that it belongs to, and
 //!   the [`Manifest`] of what no ioctl tells.
+//! * [`view()`](view::view) names the fields of an item, and [`compare`] says in what two images of one guest differ.
 //! * [`registers`] is the matrix of arm64 registers between many hosts, which was here first.
 #![forbid(unsafe_code)]
 
 pub mod arm64;
+mod clocks;
+mod compare;
 mod image;
 mod manifest;
 mod noting;
@@ -16,7 +19,9 @@ mod parts;
 pub mod registers;
 mod remake;
 pub mod x86;
+pub mod view;
 
+pub use compare::{Difference, Elapsed, compare, compare_items};
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
 pub use noting::Noting;
@@ -26,3 +31,4 @@ pub use pack::{
 };
 pub use parts::{Cpu, Parts, Retire};
 pub use remake::Made;
+pub use view::view;
