@@ -18,8 +18,8 @@ mod pack;
 mod parts;
 pub mod registers;
 mod remake;
-pub mod x86;
 pub mod view;
+pub mod x86;
 
 pub use compare::{Difference, Elapsed, compare, compare_items};
 pub use image::{Image, Item, Owner};

@@ -9,7 +9,6 @@
 //! Registers that only clear what others hold are not set: they would undo those. Counters come last, see [`Time`].
 
 mod ask;
-mod compare;
 mod counters;
 mod place;
 mod plan;
@@ -18,7 +17,6 @@ mod restore;
 mod save;
 mod sections;
 
-pub use compare::differences;
 pub use counters::Time;
 pub use restore::{restore, restore_in};
 pub use save::save;

@@ -272,7 +272,7 @@ fn look(
 }
 
 /// Registers that KVM computes bits of are compared without those.
-pub(super) fn same(id: u64, wanted: &[u8], now: &[u8]) -> bool {
+fn same(id: u64, wanted: &[u8], now: &[u8]) -> bool {
     let computed = catalog::reg(id).map_or(0, |reg| reg.computed).to_le_bytes();
     let bits = |n: usize| computed.get(n).copied().unwrap_or(0);
     wanted.len() == now.len() && wanted.iter().zip(now).enumerate().all(|(n, (a, b))| (a ^ b) & !bits(n) == 0)

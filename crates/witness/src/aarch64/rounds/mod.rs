@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use evenkeel_monitor::Error as MonitorError;
 use evenkeel_monitor::aarch64::Shape;
-use evenkeel_state::{Refused, Report, arm64};
+use evenkeel_state::{Elapsed, Image, Refused, Report, arm64, compare};
 use evenkeel_sys::{Backend, Deadline, System};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -151,21 +151,21 @@ pub fn go(backend: &dyn Backend, image: &[u8], trial: Trial) -> Result<Told, Err
     let memory = Copied::of(&noting.memory(0))?;
     told.items = saved.image.items.len();
 
-    let begin = Instant::now();
+    let restored = Instant::now();
     let (revived, report) = revive(&system, &saved.image, &memory)?;
-    told.took_us[1] = micros(begin);
+    told.took_us[1] = micros(restored);
     tell(&mut told, &report);
     // The old VM must not meet what the new one is to meet.
     drop((first, others));
     drop(machine);
 
     let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &saved.image.manifest)?;
-    told.second = arm64::differences(&saved.image, &again.image)?;
+    told.second = differences(&saved.image, &again.image, begin);
     {
         let memory = Copied::of(&[(revived.slot, revived.machine.ram().clone())])?;
         let (third, _) = revive(&system, &again.image, &memory)?;
         let third = arm64::save(&mut parts(&third.machine, Vec::new()), &again.image.manifest)?;
-        told.third = arm64::differences(&again.image, &third.image)?;
+        told.third = differences(&again.image, &third.image, begin);
     }
 
     let mut session = Session::new(&revived.machine, 0, &deadline)?;
@@ -182,6 +182,12 @@ fn tell(told: &mut Told, report: &Report) {
     told.not_kept = report.not_kept.iter().map(ToString::to_string).collect();
     let unsaved = |u: &evenkeel_state::Unsaved| format!("{}/{}/{}: {:x?}", u.owner, u.item, u.field, u.now);
     told.unsaved = report.unsaved.iter().map(unsaved).collect();
+}
+
+/// Where two images differ beyond what the catalog's rules allow, in the time since the first was saved.
+fn differences(before: &Image, after: &Image, since: Instant) -> Vec<String> {
+    let elapsed = Elapsed::of(since.elapsed());
+    compare(before, after, elapsed).iter().map(ToString::to_string).collect()
 }
 
 /// What was seen otherwise.
