@@ -195,9 +195,9 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
 /// Probes that the guest has in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    nonce: u64,
-    results: u64,
-    count: usize,
+    pub(crate) nonce: u64,
+    pub(crate) results: u64,
+    pub(crate) count: usize,
 }
 
 /// How a probe left KVM.

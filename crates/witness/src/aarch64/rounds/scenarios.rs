@@ -131,11 +131,11 @@ const DEVICE: u64 = 7;
 const EVENT: u64 = 1;
 
 /// What is left to be finished in the other machine.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Left {
-    batch: Option<Batch>,
+    pub(super) batch: Option<Batch>,
     /// The virtual counter when the guest was stopped.
-    counter: u64,
+    pub(super) counter: u64,
 }
 
 /// The machine, with its guest in memory; or what the host lacks.
@@ -413,7 +413,7 @@ pub(super) fn check(
     scenario: Scenario,
     machine: &Machine<'_, '_>,
     session: &mut Session<'_, '_, '_>,
-    left: Left,
+    left: &Left,
 ) -> Result<Vec<String>, Error> {
     let once = |session: &mut Session<'_, '_, '_>, interrupt: u64| -> Result<Vec<String>, Error> {
         let end = Probe::new(&[ICC_EOIR1.msr(0), ISB]).with(&[interrupt]);

@@ -27,7 +27,7 @@ pub fn parts<'g, 'v: 'g, 'b: 'g>(
 
 /// Guest memory, as it was at a moment.
 #[derive(Clone, Debug)]
-pub struct Copied(Vec<(Slot, Vec<u8>)>);
+pub struct Copied(pub(super) Vec<(Slot, Vec<u8>)>);
 
 impl Copied {
     /// A copy of this memory.
