@@ -8,12 +8,14 @@
 
 mod clocks;
 mod compare;
+mod gaps;
 mod image;
 mod manifest;
 pub mod registers;
 pub mod view;
 
 pub use compare::{Difference, Elapsed, compare, compare_items};
+pub use gaps::{FoundGap, gaps, looked_for};
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
 pub use view::view;
