@@ -5,6 +5,7 @@ mod check;
 mod headers;
 mod interface;
 mod knobs;
+mod layouts;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,9 @@ pub struct Data {
     reg: Vec<Reg>,
     section: Vec<Section>,
     gap: Vec<Gap>,
+    time: Vec<Time>,
+    layout: Vec<layouts::Layout>,
+    structure: Vec<layouts::Structure>,
     edge: Vec<Edge>,
     capability: Vec<Capability>,
     measurement: Vec<Measurement>,
@@ -127,6 +131,9 @@ fn main() {
                 all.reg.append(&mut data.reg);
                 all.section.append(&mut data.section);
                 all.gap.append(&mut data.gap);
+                all.time.append(&mut data.time);
+                all.layout.append(&mut data.layout);
+                all.structure.append(&mut data.structure);
                 all.edge.append(&mut data.edge);
                 all.capability.append(&mut data.capability);
                 all.measurement.append(&mut data.measurement);
@@ -180,7 +187,10 @@ fn main() {
     all.ioctl.sort_by(|a, b| a.name.cmp(&b.name));
     all.flag.sort_by(|a, b| a.name.cmp(&b.name));
     all.parameter.sort_by(|a, b| a.name.cmp(&b.name));
+    all.time.sort_by(|a, b| a.of.cmp(&b.of));
+    layouts::lay_out(&mut all, &mut problems);
     check::check(&all, &mut problems);
+    layouts::check(&all, &mut problems);
     if !problems.is_empty() {
         for problem in &problems {
             println!("cargo::error={}", problem.replace('\n', "  "));
@@ -228,6 +238,7 @@ fn main() {
         &all.section,
     );
     emit(&mut out, "GAPS", "Gap", "State that KVM cannot save, ascending by id.", &all.gap);
+    emit(&mut out, "TIMES", "Time", "The quantities of time among items of state, ascending.", &all.time);
     emit(&mut out, "EDGES", "Edge", "What must come before what, when state is saved or set.", &all.edge);
     emit(
         &mut out,

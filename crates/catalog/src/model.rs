@@ -173,6 +173,16 @@ record! {
         pub any_of: List<Str>,
         /// A capture asks for it even where KVM_GET_MSR_INDEX_LIST does not name it.
         pub ask: bool,
+        /// How what is read back, or saved again, may differ.
+        pub compare: Compare,
+        /// Bits that are not compared.
+        pub ignore: u64,
+        /// What it runs with, as in [`StateField`].
+        pub clock: Str,
+        /// It holds the moment of its end, as in [`StateField`].
+        pub deadline: bool,
+        /// Why it is not compared as it is.
+        pub why: Str,
     }
 
     /// A ONE_REG register as an item of state (arm64).
@@ -202,6 +212,14 @@ record! {
         pub computed: u64,
         /// Bits that a kernel holds only if it shows them in a fresh vCPU: elsewhere they are cleared in what is set.
         pub masked: u64,
+        /// How what is read back, or saved again, may differ. `computed` bits are never compared.
+        pub compare: Compare,
+        /// What it runs with, as in [`StateField`].
+        pub clock: Str,
+        /// It holds the moment of its end, as in [`StateField`].
+        pub deadline: bool,
+        /// Why it is not compared as it is.
+        pub why: Str,
     }
 
     /// A group of state with an ioctl pair of its own.
@@ -220,35 +238,71 @@ record! {
         pub instead: Str,
         /// The condition of `instead`.
         pub instead_when: Str,
-        /// How the payload is cut: empty (fields of a structure), `msrs`, `registers`, `attributes`, `cpuid` (entries of a
-        /// list, each an item with a name of its own), `opaque`.
+        /// How the payload is cut into what has a name:
+        ///
+        /// * empty: the fields of one structure,
+        /// * `entries`: structures of `entry` bytes each, told apart by their tag,
+        /// * `msrs`, `registers`, `attributes`: packed as `Item` of the crate `state` says; names are those of the catalog's
+        ///   MSRs and registers, and of `fields` otherwise,
+        /// * `cpuid`: entries of KVM_GET_CPUID2, 40 bytes each,
+        /// * `manifest`: no payload, the calls that made it are remembered; `memory`: it is in the guest's memory.
         pub cut: Str,
         /// Setting it writes guest memory: not before a hand-over is committed.
         pub writes_memory: bool,
-        /// The named fields of the structure, ascending; what no field names is padding and must be 0 or is `opaque`.
+        /// The size of the structure in bytes; 0: it has parts that can be missing, or are as long as the host says.
+        pub size: u32,
+        /// The size of an entry, where it is cut into `entries`.
+        pub entry: u32,
+        /// Where the tag is that says which fields the structure has (`group`), in bytes.
+        pub tag_at: u32,
+        /// Bytes of the tag; 0: there is none.
+        pub tag_size: u32,
+        /// The named fields, ascending by `group` and `at`. Of a structure they name every byte.
         pub fields: List<StateField>,
     }
 
-    /// One field of a structure of state.
+    /// One field of a structure of state, or one register among attributes.
     pub struct StateField {
-        /// Its name, after the kernel's: `rip`, `cs.base`.
+        /// Its name, after the kernel's: `rip`, `cs.base`, `GICD_CTLR`.
         pub name: Str,
-        /// Offset in bytes.
+        /// Where it is there: the tag of a structure that comes in several shapes, the group of an attribute, bits 32 to 39 of
+        /// a register's id, a leaf of CPUID. None: everywhere.
+        pub group: Option<u32>,
+        /// Offset in bytes. Of an attribute its lower 32 bits (a register's offset, as a rule), of a register the lower
+        /// 32 bits of its id, of CPUID 16 times the subleaf and 0, 4, 8 or 12 for EAX to EDX.
         pub at: u32,
-        /// Bytes: 1, 2, 4 or 8 for a number, others for bytes.
+        /// Bytes: 1, 2, 4 or 8 for a number, others for bytes; 0: what is left of the payload.
         pub size: u32,
         /// How many of them follow each other; 0 and 1: one.
         pub count: u32,
-        /// From one to the next, in bytes; 0: `size`.
+        /// From one to the next, in the unit of `at`; 0: `size`.
         pub stride: u32,
         /// How what is read back, or saved again, may differ.
         pub compare: Compare,
         /// Bits that are not compared (KVM edits them).
         pub ignore: u64,
-        /// What it runs with, where it runs: `tsc`, `nanoseconds`, `apic-bus`, `realtime`. Only fields of time may have one.
+        /// What it runs with, where it runs. Only quantities of time ([`Time`]) have one:
+        ///
+        /// * `tsc`: ticks of the vCPU's TSC, `counter`: of arm64's counter (CNTFRQ_EL0),
+        /// * `apic-bus`: cycles of the local APIC's bus, divided as TDCR says,
+        /// * `nanoseconds`, `hundred-ns` (Hyper-V's unit).
         pub clock: Str,
+        /// It holds the moment of its end, as the clock will show it; otherwise what has passed, or what is left.
+        pub deadline: bool,
         /// Why it is not compared as it is.
         pub why: Str,
+    }
+
+    /// A quantity of time. Nothing else may run by itself: what is no time and differs is a difference.
+    pub struct Time {
+        /// `clock/clock` (section and field), `msr.10`, `reg.603000000013df1a`.
+        pub of: Str,
+        /// The clock, as in [`StateField`].
+        pub clock: Str,
+        /// Why it is time.
+        pub why: Str,
+        /// Where it is known from.
+        pub sources: List<Str>,
     }
 
     /// State that KVM cannot save.
@@ -264,6 +318,8 @@ record! {
         /// What saving does about it: `retired` (made not to exist before saving), `refused` (saving refuses while it exists),
         /// `reported` (saving tells that it exists), `duty` (work of the VMM, told each time), `documented` (nothing tells).
         pub handling: Str,
+        /// What was saved shows whether it is there: `evenkeel_state::gaps` finds it.
+        pub in_image: bool,
         /// How it is found when a guest is saved, or why it cannot be.
         pub detect: Str,
         /// Where it is known from.

@@ -41,10 +41,15 @@ impl fmt::Display for Owner {
 /// packed, little-endian:
 ///
 /// * MSRs (`msrs`): entries of 16 bytes, as `struct kvm_msr_entry`: index (32 bits), 0 (32 bits), value (64 bits),
-/// * registers by id (`registers` of arm64, `one-regs` of x86): the id (64 bits), then as many bytes as the id says,
-///   filled up to a multiple of 8,
-/// * device attributes (`arm64-gic-…`): group (32 bits), length of the value (32 bits), attribute (64 bits), the value filled
-///   up to a multiple of 8.
+/// * registers by id (`registers`, of arm64 and x86's `ssp`): the id (64 bits), then as many bytes as the id says, filled
+///   up to a multiple of 8,
+/// * device attributes (`attributes`: `vgic-…`, `its-…`, `arm64-timer-irqs`): group (32 bits), length of the value (32 bits),
+///   attribute (64 bits), the value filled up to a multiple of 8,
+/// * CPUID (`cpuid`): entries of 40 bytes, as `struct kvm_cpuid_entry2`, without a count before them,
+/// * structures that a section has several of (`entries`: `xen-vm`, `xen-vcpu`): one after the other; three of
+///   `struct kvm_irqchip` are `irqchip`.
+///
+/// What is a bare number in the interface has the number's bytes: 4 for `tsc-khz`, 8 for `tsc-offset` and `mce`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Item {
     /// What it belongs to.
