@@ -46,7 +46,7 @@ impl<R: Read + Seek> Reader<R> {
             };
             return Err(Refused::new(&entry.name, (HEADER + i * ENTRY) as u64, why));
         }
-        reader.index = reader.read_index()?;
+        reader.read_index()?;
         Ok(reader)
     }
 
@@ -157,26 +157,30 @@ impl<R: Read + Seek> Reader<R> {
             }
             end = entry.end();
         }
-        if self.index.is_none() {
-            self.index = self.read_index()?;
-        }
+        self.read_index()?;
         self.load(|_, _| Ok(())).map(drop)
     }
 
-    fn read_index(&mut self) -> Result<Option<Index>, Refused> {
+    /// Reads the index of memory, if there is memory and it was not read yet: [`Reader::open`] does, [`Reader::inspect`] does not.
+    ///
+    /// # Errors
+    /// The index is damaged or lies, or one of memory and index is there without the other.
+    pub fn read_index(&mut self) -> Result<(), Refused> {
         let (index, memory) = (self.entry(INDEX).cloned(), self.entry(MEMORY).cloned());
         match (index, memory) {
-            (None, None) => Ok(None),
-            (Some(index), None) => Err(Refused::new(MEMORY, index.end(), Why::Missing)),
-            (None, Some(memory)) => Err(Refused::new(INDEX, memory.offset, Why::Missing)),
-            (Some(index), Some(memory)) => {
+            (None, None) => {}
+            (Some(index), None) => return Err(Refused::new(MEMORY, index.end(), Why::Missing)),
+            (None, Some(memory)) => return Err(Refused::new(INDEX, memory.offset, Why::Missing)),
+            (Some(index), Some(memory)) if self.index.is_none() => {
                 let bytes = self.bytes(&index)?;
                 if index.digest != memory.digest {
                     return Err(Refused::lies(MEMORY, memory.offset, "its digest is not that of its index"));
                 }
-                Index::parse(&bytes, index.offset, &self.header, memory.length).map(Some)
+                self.index = Some(Index::parse(&bytes, index.offset, &self.header, memory.length)?);
             }
+            (Some(_), Some(_)) => {}
         }
+        Ok(())
     }
 
     /// Sees whether these are the bytes of a chunk as the file holds them: for memory that was mapped, before the guest sees it.
