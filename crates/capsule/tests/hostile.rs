@@ -77,7 +77,7 @@ fn a_damaged_chunk_is_noticed_before_it_is_handed_over() {
         let refused = reader.load(|address, _| Ok(seen.push(address))).unwrap_err();
         assert_eq!(
             (refused.section.as_str(), refused.offset),
-            (names::MEMORY, memory as u64 + 8192),
+            (names::MEMORY, memory as u64 + second.offset),
             "{kind}"
         );
         assert!(seen.iter().all(|&address| address < 8192), "{kind}: {seen:?}");

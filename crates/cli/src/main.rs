@@ -50,8 +50,10 @@ enum Command {
     Capture(commands::capture::Capture),
     /// What does a guest see here? Runs one that looks at everything.
     Observe(commands::observe::Observe),
-    /// What differs between two hosts, what it means, and which selector brings it back.
+    /// What differs between two hosts, what it means, and which selector brings it back; or between two capsules.
     Diff(commands::diff::Diff),
+    /// What is in a capsule? Every section in named fields.
+    Inspect(commands::capsule::inspect::Inspect),
     /// Can each host keep this contract?
     Check(commands::check::Check),
     /// Does a guest survive the change from OLD to NEW, and the way back? Four verdicts.
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         Command::Capture(c) => c.run(global),
         Command::Observe(c) => c.run(global),
         Command::Diff(c) => c.run(global),
+        Command::Inspect(c) => c.run(global),
         Command::Check(c) => c.run(global),
         Command::Survive(c) => c.run(global),
         Command::Baseline(c) => c.run(global),

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 19] = [
     "surface",
     "observation",
     "observation-diff",
@@ -23,6 +23,8 @@ const DOCUMENTS: [&str; 17] = [
     "registers-matrix",
     "bisect",
     "apply",
+    "inspect",
+    "capsule-diff",
 ];
 
 fn folder() -> PathBuf {

@@ -206,6 +206,17 @@ pub fn emulated(name: &str, capture: &[u8]) -> Result<Host, Error> {
     Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
 }
 
+/// The host whose capture this is: one that travelled with something else.
+///
+/// # Errors
+/// The bytes are no capture.
+pub fn of_capture(name: &str, capture: &[u8]) -> Result<Host, Error> {
+    let surface = parse(name, capture)?;
+    let stands_for = format!("{} on {}", kernel_words(&surface), cpu_words(&surface));
+    let views = View::all(&surface, name);
+    Ok(Host { name: name.to_owned(), stands_for, surface, prediction: None, views })
+}
+
 fn parse(name: &str, bytes: &[u8]) -> Result<Surface, Error> {
     read::surface(bytes, &Limits::default()).map_err(|error| Error::Read {
         name: name.to_owned(),

@@ -73,7 +73,8 @@ fn plain(text: &str) -> Option<u32> {
     (number.to_string() == text).then_some(number)
 }
 
-fn role_text(role: Role) -> String {
+/// What a call was made on, in a word: `vcpu.3`.
+pub fn role(role: Role) -> String {
     match role {
         Role::System => "system".to_owned(),
         Role::Vm => "vm".to_owned(),
@@ -95,7 +96,7 @@ fn role_of(text: &str) -> Option<Role> {
 /// The section of a manifest.
 pub fn manifest_section(manifest: &Manifest) -> Section {
     let call = |noted: &Noted| Call {
-        on: role_text(noted.on),
+        on: role(noted.on),
         call: noted.call.clone(),
         argument: Bytes(noted.argument.clone()),
         payload: Bytes(noted.payload.clone()),

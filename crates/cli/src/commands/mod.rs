@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod baseline;
+pub mod capsule;
 pub mod capture;
 pub mod check;
 pub mod diff;

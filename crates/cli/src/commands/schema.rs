@@ -19,6 +19,10 @@ pub enum Document {
     Survive,
     /// What `diff` prints.
     Diff,
+    /// What `inspect` prints.
+    Inspect,
+    /// What `diff` of two capsules prints.
+    CapsuleDiff,
     /// What `check` prints.
     Check,
     /// What `baseline` prints.
@@ -54,6 +58,8 @@ impl Document {
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),
+            Document::Inspect => schemars::schema_for!(super::capsule::inspect::InspectReport),
+            Document::CapsuleDiff => schemars::schema_for!(super::capsule::diff::CapsuleDiff),
             Document::Check => schemars::schema_for!(model::CheckReport),
             Document::Baseline => schemars::schema_for!(model::BaselineReport),
             Document::Seal => schemars::schema_for!(model::SealReport),
