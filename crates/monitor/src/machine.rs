@@ -83,6 +83,11 @@ impl<'s, 'b> Machine<'s, 'b> {
         Ok(Machine { system, vm, ram, shape })
     }
 
+    /// One that was made elsewhere: as a manifest says.
+    pub fn adopt(system: &'s System<'b>, vm: Vm<'b>, ram: Arc<Ram>, shape: Shape) -> Self {
+        Machine { system, vm, ram, shape }
+    }
+
     /// The VM.
     pub fn vm(&self) -> &Vm<'b> {
         &self.vm
