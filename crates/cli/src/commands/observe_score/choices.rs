@@ -25,6 +25,8 @@ pub struct Facet {
     tries: Vec<(String, Alteration)>,
     /// Why there are none.
     why: String,
+    /// The catalog says that no guest under this contract has it.
+    absent: bool,
 }
 
 /// What the catalog says of how a guest sees the facet.
@@ -83,7 +85,9 @@ pub fn all(contract: &Contract, view: &View, host: &Surface) -> (Vec<Facet>, Vec
             (None, false) => "the kernel's own behaviour: no ioctl selects it".to_owned(),
             (None, true) => "no ioctl selects it".to_owned(),
         };
-        facets.push(Facet { choice, tries, why });
+        let guard = &choice.applies.any_of;
+        let absent = !guard.is_empty() && guard.iter().all(|field| shown.field(field) == 0);
+        facets.push(Facet { choice, tries, why, absent });
     }
     (facets, aside)
 }
@@ -228,7 +232,13 @@ pub fn score(
             let list: Vec<Alteration> = setting.iter().chain([alteration]).cloned().collect();
             let (noticed, why) = match runs.altered(&list, Look::Machine, plain) {
                 Err(why) => (Noticed::Missed, why),
-                Ok(seen) => told(&differences(plain, &seen), noise, facet.choice.name),
+                Ok(seen) => match told(&differences(plain, &seen), noise, facet.choice.name) {
+                    (Noticed::Missed, why) if facet.absent => {
+                        let guard = facet.choice.applies.any_of.join(", ");
+                        (Noticed::NotAlterable, format!("{why}, and guests without {guard} do not have it"))
+                    }
+                    told => told,
+                },
             };
             let made = Scored { facet: facet.choice.name.to_owned(), altered: words.clone(), noticed, why };
             // The worst of several values counts.
