@@ -55,7 +55,7 @@ impl Observe {
     /// Observes, and compares.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         #[cfg(not(target_arch = "x86_64"))]
-        if self.contract.is_some() {
+        if self.contract.is_some() || self.score || self.every > 1 {
             let why = "under a contract only x86 guests are observed yet";
             return Err(Failure { exit: 3, ..Failure::bad(why, "leave --contract out") });
         }

@@ -15,7 +15,7 @@ use evenkeel_witness::compare::shows;
 use evenkeel_witness::programs::x86_64::Look;
 
 use super::runs::{Runs, Seen, differences};
-use super::{Aside, Noticed, Scored};
+use super::{Aside, Outcome, Scored};
 use crate::failure::Failure;
 
 /// A facet, and how this host can be made to give another value of it.
@@ -86,7 +86,9 @@ pub fn all(contract: &Contract, view: &View, host: &Surface) -> (Vec<Facet>, Vec
             (None, true) => "no ioctl selects it".to_owned(),
         };
         let guard = &choice.applies.any_of;
-        let absent = !guard.is_empty() && guard.iter().all(|field| shown.field(field) == 0);
+        let hidden = !guard.is_empty() && guard.iter().all(|field| shown.field(field) == 0);
+        let absent =
+            hidden || !shown.choices.iter().any(|(i, _)| CHOICES[usize::from(*i)].name == choice.name);
         facets.push(Facet { choice, tries, why, absent });
     }
     (facets, aside)
@@ -231,41 +233,41 @@ pub fn score(
             };
             let list: Vec<Alteration> = setting.iter().chain([alteration]).cloned().collect();
             let (noticed, why) = match runs.altered(&list, Look::Machine, plain) {
-                Err(why) => (Noticed::Missed, why),
+                Err(why) => (Outcome::Missed, why),
                 Ok(seen) => match told(&differences(plain, &seen), noise, facet.choice.name) {
-                    (Noticed::Missed, why) if facet.absent => {
-                        let guard = facet.choice.applies.any_of.join(", ");
-                        (Noticed::NotAlterable, format!("{why}, and guests without {guard} do not have it"))
-                    }
+                    (Outcome::Missed, why) if facet.absent => (
+                        Outcome::NotAlterable,
+                        format!("{why}, and the catalog says that it does not apply here"),
+                    ),
                     told => told,
                 },
             };
             let made = Scored { facet: facet.choice.name.to_owned(), altered: words.clone(), noticed, why };
             // The worst of several values counts.
-            if best.as_ref().is_none_or(|b| b.noticed == Noticed::Noticed) {
+            if best.as_ref().is_none_or(|b| b.noticed == Outcome::Noticed) {
                 best = Some(made);
             }
         }
         scored.push(best.unwrap_or_else(|| Scored {
             facet: facet.choice.name.to_owned(),
             altered,
-            noticed: Noticed::NotAlterable,
+            noticed: Outcome::NotAlterable,
             why,
         }));
     }
     Ok(scored)
 }
 
-fn told(found: &BTreeSet<String>, noise: &BTreeSet<String>, facet: &str) -> (Noticed, String) {
+fn told(found: &BTreeSet<String>, noise: &BTreeSet<String>, facet: &str) -> (Outcome, String) {
     let mut found = found.difference(noise);
     if let Some(name) = found.clone().find(|name| shows(name, facet)) {
-        return (Noticed::Noticed, name.clone());
+        return (Outcome::Noticed, name.clone());
     }
     let why = match found.next() {
         Some(other) => format!("seen under another name only: {other}"),
         None => "the guest saw nothing of it".to_owned(),
     };
-    (Noticed::Missed, why)
+    (Outcome::Missed, why)
 }
 
 #[cfg(test)]
@@ -290,13 +292,13 @@ mod tests {
     fn what_is_seen_counts_by_its_name_only() {
         let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<String>>();
         let facet = "x86.quirk.lint0-reenabled";
-        assert_eq!(told(&set(&["xapic.350"]), &set(&[]), facet).0, Noticed::Noticed);
+        assert_eq!(told(&set(&["xapic.350"]), &set(&[]), facet).0, Outcome::Noticed);
         assert_eq!(
             told(&set(&["xapic.350"]), &set(&["xapic.350"]), facet).0,
-            Noticed::Missed,
+            Outcome::Missed,
             "it always differs"
         );
         let (noticed, why) = told(&set(&["cr0"]), &set(&[]), facet);
-        assert_eq!((noticed, why.as_str()), (Noticed::Missed, "seen under another name only: cr0"));
+        assert_eq!((noticed, why.as_str()), (Outcome::Missed, "seen under another name only: cr0"));
     }
 }

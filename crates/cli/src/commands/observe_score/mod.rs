@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// What became of one facet that the host set otherwise while every ioctl answered as though it had not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Noticed {
+pub enum Outcome {
     /// The guest saw it: under the facet's own name, or under one that the catalog ties to it.
     Noticed,
     /// The guest did not.
@@ -35,7 +35,7 @@ pub struct Scored {
     /// What was set instead: the call, and what of it.
     pub altered: String,
     /// What became of it.
-    pub noticed: Noticed,
+    pub noticed: Outcome,
     /// Where the guest saw it; or why it did not; or what this host answered.
     pub why: String,
 }
@@ -77,19 +77,19 @@ const ENOUGH: f64 = 90.0;
 
 impl WitnessScore {
     /// How many came out like this.
-    pub fn count(&self, noticed: Noticed) -> usize {
+    pub fn count(&self, noticed: Outcome) -> usize {
         self.facets.iter().filter(|f| f.noticed == noticed).count()
     }
 
     /// Noticed, of those that could be altered.
     pub fn percent(&self) -> f64 {
-        let noticed = self.count(Noticed::Noticed);
-        noticed as f64 * 100.0 / (noticed + self.count(Noticed::Missed)).max(1) as f64
+        let noticed = self.count(Outcome::Noticed);
+        noticed as f64 * 100.0 / (noticed + self.count(Outcome::Missed)).max(1) as f64
     }
 
     /// The exit code: 0 when enough was noticed, 3 when nothing could be altered.
     pub fn code(&self) -> u8 {
-        match self.count(Noticed::Noticed) + self.count(Noticed::Missed) {
+        match self.count(Outcome::Noticed) + self.count(Outcome::Missed) {
             0 => 3,
             _ => u8::from(self.percent() < ENOUGH),
         }
@@ -98,11 +98,11 @@ impl WitnessScore {
     /// For people: what was missed; with `all`, everything.
     pub fn text(&self, all: bool) -> String {
         let mut w = String::new();
-        for f in self.facets.iter().filter(|f| all || f.noticed == Noticed::Missed) {
+        for f in self.facets.iter().filter(|f| all || f.noticed == Outcome::Missed) {
             let word = match f.noticed {
-                Noticed::Noticed => "noticed",
-                Noticed::Missed => "MISSED",
-                Noticed::NotAlterable => "not alterable here",
+                Outcome::Noticed => "noticed",
+                Outcome::Missed => "MISSED",
+                Outcome::NotAlterable => "not alterable here",
             };
             let _ = writeln!(w, "{word}: {} ({}): {}", f.facet, f.altered, f.why);
         }
@@ -111,7 +111,7 @@ impl WitnessScore {
         }
         if !all {
             let mut reasons: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-            for f in self.facets.iter().filter(|f| f.noticed == Noticed::NotAlterable) {
+            for f in self.facets.iter().filter(|f| f.noticed == Outcome::NotAlterable) {
                 *reasons.entry(&f.why).or_default() += 1;
             }
             for (why, count) in reasons {
@@ -128,9 +128,9 @@ impl WitnessScore {
             self.facets.len(),
             self.release,
             self.shape,
-            self.count(Noticed::Noticed),
-            self.count(Noticed::Missed),
-            self.count(Noticed::NotAlterable),
+            self.count(Outcome::Noticed),
+            self.count(Outcome::Missed),
+            self.count(Outcome::NotAlterable),
             self.percent(),
             self.runs
         );

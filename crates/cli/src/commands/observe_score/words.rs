@@ -14,7 +14,7 @@ use evenkeel_witness::compare::shows;
 use evenkeel_witness::programs::x86_64::{Look, cpuid};
 
 use super::runs::{Runs, Seen, differences};
-use super::{Noticed, Scored};
+use super::{Outcome, Scored};
 use crate::failure::Failure;
 
 /// A named part of a word, and the bits of it that this host lets be turned over.
@@ -220,7 +220,7 @@ fn alterable(plan: &Plan, live: &dyn Backend, every: usize) -> Result<(Vec<Facet
                 None => scored.push(Scored {
                     facet: part.name,
                     altered: place.call(part.mask),
-                    noticed: Noticed::NotAlterable,
+                    noticed: Outcome::NotAlterable,
                     why,
                 }),
             }
@@ -278,7 +278,7 @@ fn sees(plain: &Seen, seen: &Seen, facet: &Facet) -> bool {
 
 fn noticed(facet: &Facet, at: String) -> Scored {
     let altered = facet.place.call(facet.flip);
-    Scored { facet: facet.name.clone(), altered, noticed: Noticed::Noticed, why: at }
+    Scored { facet: facet.name.clone(), altered, noticed: Outcome::Noticed, why: at }
 }
 
 /// One, with everything that the witness has.
@@ -287,7 +287,7 @@ fn alone(runs: &mut Runs<'_>, plain: &Seen, noise: &BTreeSet<String>, facet: Fac
     let result = |noticed, why: String| Scored { facet: facet.name.clone(), altered, noticed, why };
     let seen = match runs.altered(&[facet.place.alteration(facet.flip)], Look::Machine, plain) {
         Ok(seen) => seen,
-        Err(why) => return result(Noticed::Missed, why),
+        Err(why) => return result(Outcome::Missed, why),
     };
     if sees(plain, &seen, &facet) {
         return noticed(&facet, facet.word.clone());
@@ -295,10 +295,10 @@ fn alone(runs: &mut Runs<'_>, plain: &Seen, noise: &BTreeSet<String>, facet: Fac
     let found = differences(plain, &seen);
     let mut found = found.difference(noise);
     if let Some(name) = found.clone().find(|name| shows(name, &facet.name)) {
-        return result(Noticed::Noticed, name.clone());
+        return result(Outcome::Noticed, name.clone());
     }
     if let Some(other) = found.next() {
-        return result(Noticed::Missed, format!("seen under another name only: {other}"));
+        return result(Outcome::Missed, format!("seen under another name only: {other}"));
     }
     // Here the host stores another value, and nothing at all is otherwise.
     let read = match facet.place {
@@ -306,12 +306,12 @@ fn alone(runs: &mut Runs<'_>, plain: &Seen, noise: &BTreeSet<String>, facet: Fac
         Place::Msr(_) => plain.saw.contains_key(&facet.word),
     };
     let (noticed, why) = match (read, plain.value(&facet.word)) {
-        (false, _) => (Noticed::Missed, "the guest does not look there"),
+        (false, _) => (Outcome::Missed, "the guest does not look there"),
         (true, Some(_)) => {
-            (Noticed::NotAlterable, "stored, and a guest that reads the word is given the host's own value")
+            (Outcome::NotAlterable, "stored, and a guest that reads the word is given the host's own value")
         }
         (true, None) => {
-            (Noticed::NotAlterable, "stored, and a guest under this contract cannot read the word")
+            (Outcome::NotAlterable, "stored, and a guest under this contract cannot read the word")
         }
     };
     result(noticed, why.to_owned())
