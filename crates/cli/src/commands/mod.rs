@@ -12,6 +12,8 @@ pub mod matrix;
 pub mod observe;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_contract;
+#[cfg(target_arch = "x86_64")]
+pub mod observe_score;
 pub mod predict;
 pub mod registers;
 pub mod schema;

@@ -19,6 +19,13 @@ pub struct Observe {
     /// Run the guest under this contract, in its shape, and say what it saw otherwise than promised.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "from", "against"])]
     contract: Option<PathBuf>,
+    /// Instead: let the host set something else and answer as though it had not, one facet at a time, and count what the
+    /// guest notices.
+    #[arg(long, requires = "contract", conflicts_with = "output")]
+    score: bool,
+    /// With --score: only every N-th facet.
+    #[arg(long, value_name = "N", requires = "score", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    every: u32,
     /// The machine's shape: where its interrupt controllers are (x86: kernel, split, none), what its vCPUs have (arm64:
     /// min, pmu, full). `kernel` and `full`, if not given.
     #[arg(long, value_parser = ["kernel", "split", "none", "min", "pmu", "full"])]
@@ -48,9 +55,18 @@ impl Observe {
     /// Observes, and compares.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         #[cfg(not(target_arch = "x86_64"))]
-        if self.contract.is_some() {
+        if self.contract.is_some() || self.score || self.every > 1 {
             let why = "under a contract only x86 guests are observed yet";
             return Err(Failure { exit: 3, ..Failure::bad(why, "leave --contract out") });
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(path) = self.contract.as_ref().filter(|_| self.score) {
+            let score = super::observe_score::score(&super::contract(path)?, self.every as usize)?;
+            match global.format {
+                Format::Json => output::json(&score)?,
+                Format::Text => output::print(&score.text(global.all))?,
+            }
+            return Ok(score.code());
         }
         #[cfg(target_arch = "x86_64")]
         if let Some(path) = &self.contract {

@@ -15,6 +15,9 @@ pub enum Document {
     /// What `observe --contract` prints.
     #[cfg(target_arch = "x86_64")]
     ObservedContract,
+    /// What `observe --contract --score` prints.
+    #[cfg(target_arch = "x86_64")]
+    WitnessScore,
     /// What `survive` prints.
     Survive,
     /// What `diff` prints.
@@ -51,6 +54,8 @@ impl Document {
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
             #[cfg(target_arch = "x86_64")]
             Document::ObservedContract => schemars::schema_for!(super::observe_contract::ContractObserved),
+            #[cfg(target_arch = "x86_64")]
+            Document::WitnessScore => schemars::schema_for!(super::observe_score::WitnessScore),
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),

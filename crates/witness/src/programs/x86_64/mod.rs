@@ -7,6 +7,7 @@ pub mod cpuid;
 pub mod instructions;
 pub mod msr;
 pub mod platform;
+pub mod quirks;
 pub mod registers;
 pub mod second;
 pub mod time;
@@ -55,6 +56,17 @@ pub fn offered_cpuid(system: &System<'_>, id: u32) -> Result<Vec<CpuidEntry>, ev
     Ok(table)
 }
 
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look<'l> {
+    /// Everything.
+    All,
+    /// The machine that was configured, and none of the programs' own.
+    Machine,
+    /// The words of CPUID, and these MSRs.
+    Words(&'l [u32]),
+}
+
 /// Looks at everything, in a machine of this shape.
 ///
 /// # Errors
@@ -63,6 +75,20 @@ pub fn observe(
     system: &System<'_>,
     irqchip: Irqchip,
     configure: &Configure<'_>,
+    volatile: Volatile,
+) -> Result<Observation, Error> {
+    look(system, irqchip, configure, Look::All, volatile)
+}
+
+/// Looks, in a machine of this shape.
+///
+/// # Errors
+/// As [`observe`].
+pub fn look(
+    system: &System<'_>,
+    irqchip: Irqchip,
+    configure: &Configure<'_>,
+    look: Look<'_>,
     volatile: Volatile,
 ) -> Result<Observation, Error> {
     let start = Instant::now();
@@ -74,6 +100,14 @@ pub fn observe(
     load(machine.ram(), guests::image())?;
     let vcpu = machine.vcpu(0)?;
     (configure.vcpu)(&vcpu, 0)?;
+    if let Look::Words(msrs) = look {
+        let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
+        session.start()?;
+        cpuid::observe(&mut session, &mut record, "")?;
+        msr::read_these(&mut session, &mut record, msrs.iter().copied().collect(), "")?;
+        let volatile = Volatile { took_ms: milliseconds(start), ..volatile };
+        return Ok(record.finish(Arch::X86_64, irqchip.name(), volatile));
+    }
     let other = machine.vcpu(1)?;
     (configure.vcpu)(&other, 1)?;
     let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
@@ -90,12 +124,14 @@ pub fn observe(
     instructions::observe(&mut session, record)?;
     timer.phase("instructions");
     if irqchip != Irqchip::None {
-        apic::observe(&mut session, record)?;
+        apic::observe(&machine, &mut session, record)?;
         apic::eoi(&machine, &mut session, record, "")?;
         timer.phase("apic");
     }
     platform::observe(&mut session, record)?;
     timer.phase("platform");
+    quirks::observe(&mut session, record)?;
+    timer.phase("quirks");
     time::observe(&mut session, record)?;
     timer.phase("time");
     if irqchip != Irqchip::None {
@@ -105,12 +141,14 @@ pub fn observe(
     }
     second::reboot(&mut session, record)?;
     timer.phase("reboot");
-    if irqchip == Irqchip::Split {
+    if irqchip == Irqchip::Split && look == Look::All {
         variants::suppress_eoi(system, record)?;
     }
-    variants::hidden(system, irqchip, record)?;
-    variants::xen(system, irqchip, record)?;
-    timer.phase("variants");
+    if look == Look::All {
+        variants::hidden(system, irqchip, record)?;
+        variants::xen(system, irqchip, record)?;
+        timer.phase("variants");
+    }
     choices::settle(record, irqchip.name());
     let record = std::mem::take(record);
 

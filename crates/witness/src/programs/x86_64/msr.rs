@@ -99,7 +99,11 @@ pub fn read_all(session: &mut Session<'_, '_>, record: &mut Record) -> Result<Ve
     read_these(session, record, asked(), "")
 }
 
-fn read_these(
+/// Reads these.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn read_these(
     session: &mut Session<'_, '_>,
     record: &mut Record,
     asked: BTreeSet<u32>,
