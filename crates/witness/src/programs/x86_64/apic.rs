@@ -71,10 +71,23 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     extended(session, record)
 }
 
-/// Bits of registers that a guest can set.
+/// Bits of registers that a guest can set. The APIC's id is not among them: from 6.0 on a changed id ends the hardware's
+/// part in the APIC for as long as the VM lives (APICV_INHIBIT_REASON_APIC_ID_MODIFIED), and what is looked at behind it
+/// would be another APIC.
 fn writable(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let registers =
-        [0x20, 0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
+    let registers = [0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
+    ones(session, record, &registers)
+}
+
+/// Bits of the APIC's id that a guest can set, in a machine that nothing else is looked at in afterwards.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn id(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+    ones(session, record, &[0x20])
+}
+
+fn ones(session: &mut Session<'_, '_>, record: &mut Record, registers: &[u64]) -> Result<(), Error> {
     // xchg does both: mov ebx, [rsi]; mov [rsi], eax; mov ecx, [rsi]; mov [rsi], ebx
     let all = |at: u64| {
         Probe::new(&[0x8b, 0x1e, 0x89, 0x06, 0x8b, 0x0e, 0x89, 0x1e])

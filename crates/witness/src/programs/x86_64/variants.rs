@@ -110,6 +110,9 @@ pub fn hidden(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Res
         pv(session, record, "@pv-hidden")?;
         let enforced = session.vcpu().enable_cap(CAP_ENFORCE_PV_FEATURE_CPUID, [1, 0, 0, 0]);
         let done = enforced.map_err(Error::from).and_then(|_| pv(session, record, "@pv-enforced"));
+        if irqchip != Irqchip::None {
+            apic::id(session, record)?;
+        }
         let names = ["", ".write"].map(|what| PV_MSRS.map(|msr| format!("msr.{msr:x}{what}@pv-enforced")));
         refused(done, record, names.as_flattened())
     })
