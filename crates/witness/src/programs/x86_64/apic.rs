@@ -71,8 +71,8 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     extended(session, record)
 }
 
-/// Bits of registers that a guest can set. The APIC's id is not among them: from 6.0 on a changed id ends the hardware's
-/// part in the APIC for as long as the VM lives (APICV_INHIBIT_REASON_APIC_ID_MODIFIED), and what is looked at behind it
+/// Bits of registers that a guest can set. The APIC's id is not among them: a changed id ends the hardware's part in the
+/// APIC (APICV_INHIBIT_REASON_APIC_ID_MODIFIED), in 6.1 for as long as the VM lives, and what is looked at behind it
 /// would be another APIC.
 fn writable(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
     let registers = [0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
