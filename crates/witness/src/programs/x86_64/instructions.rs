@@ -174,6 +174,12 @@ fn ask(
     let (rest, calls) = probes.split_at(chosen.partition_point(|(name, _)| !hangs(name)));
     session.limit = PATIENCE;
     let mut outcomes = session.ask(rest)?;
+    for (probe, outcome) in rest.iter().zip(&mut outcomes) {
+        // Or it was the last of a batch that took all of the time.
+        if matches!(outcome, Outcome::Ended(_)) {
+            *outcome = session.one(probe.clone())?;
+        }
+    }
     session.limit = PATIENCE / 4;
     for probe in calls {
         let mut outcome = session.one(probe.clone())?;
