@@ -5,6 +5,7 @@ pub mod bits;
 pub mod choices;
 pub mod cpuid;
 pub mod instructions;
+pub mod memory;
 pub mod msr;
 pub mod platform;
 pub mod quirks;
@@ -119,6 +120,8 @@ pub fn look(
     timer.phase("cpuid");
     msr::observe(&mut session, record)?;
     timer.phase("msr");
+    memory::observe(&mut session, record)?;
+    timer.phase("memory");
     registers::observe(&mut session, record)?;
     timer.phase("registers");
     instructions::observe(&mut session, record)?;
