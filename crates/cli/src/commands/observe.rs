@@ -210,13 +210,8 @@ pub fn here(shape: &str) -> Result<Observation, Failure> {
     let live = Live::new();
     // Of the VM's own system fd there is none to be had in the closure.
     let system = System::open(&live).map_err(|e| Failure { exit: 3, ..Failure::bad(e.to_string(), HINT) })?;
-    let configure = Configure {
-        vm: &|_| Ok(()),
-        vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?),
-        ran: &|_, _| Ok(()),
-        reset: &|_, _| Ok(()),
-        later: false,
-    };
+    let configure =
+        Configure { vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?), ..Configure::default() };
     under(known(shape, Irqchip::by_name)?, &configure)
         .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
 }

@@ -276,3 +276,89 @@ impl Compared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_surface::Hex32;
+    use evenkeel_witness::observation::{Record, Volatile};
+
+    fn expect(name: &str, wanted: u64) -> (Expect, Coord) {
+        let at = Coord::parse(name).unwrap();
+        let place = match at {
+            Coord::Cpuid { leaf, subleaf, register, .. } => Place::Cpuid(leaf, subleaf, register),
+            Coord::Msr(msr) => Place::Msr(msr),
+            Coord::Reg(id) => Place::Reg(id),
+        };
+        (Expect { place, mask: at.mask(), wanted, facet: Facet::Word(at), fresh: false }, at)
+    }
+
+    /// What becomes of a word: nothing as promised, the parts that leak, or a reason.
+    fn became(observation: &Observation, name: &str, wanted: u64, suffix: &str, hidden: bool) -> String {
+        let (e, at) = expect(name, wanted);
+        match Seen::new(observation).word(&e, at, suffix, hidden) {
+            Result::AsPromised => "as promised".to_owned(),
+            Result::Otherwise(saw) => {
+                let leaks = leaks(observation.arch, &e, at, &saw, When::Start);
+                let words = |l: &Leak| format!("{} {} {}", l.facet, l.promised, l.saw);
+                leaks.iter().map(words).collect::<Vec<_>>().join(", ")
+            }
+            Result::Not(why) => why.unwrap_or_else(|| "lost".to_owned()),
+        }
+    }
+
+    #[test]
+    fn words_of_x86_guests_are_compared_bit_by_bit_on_each_vcpu() {
+        let mut record = Record::default();
+        record.value("cpuid.7.0.ecx", 0x80);
+        record.value("cpuid.7.0.ebx", 1);
+        record.value("cpuid.7.0.ebx@second", 0);
+        record.value("msr.8b", 0x1_0000_0000);
+        record.saw("msr.345", Saw::Fault { vector: 13, code: Hex32(0) });
+        record.saw("msr.ce", Saw::Exit("msr 0xce".to_owned()));
+        let seen = record.finish(Arch::X86_64, "kernel", Volatile::default());
+        let became = |name, wanted, suffix, hidden| became(&seen, name, wanted, suffix, hidden);
+        assert_eq!(became("cpuid.7.0.ecx", 0, "", false), "cpuid.7.0.ecx.shstk 0x0 0x1");
+        assert_eq!(became("cpuid.7.0.ebx", 1, "", false), "as promised");
+        assert_eq!(became("cpuid.7.0.ebx", 1, "@second", false), "cpuid.7.0.ebx.fsgsbase 0x1 0x0");
+        assert_eq!(became("cpuid.7.0.edx", 4, "", false), "lost");
+        assert_eq!(became("cpuid.d.1.eax", 0, "", false), "as promised");
+        assert_eq!(became("msr.8b", 0x1_0000_0000, "@reboot", false), "as promised");
+        // A guest has no such MSR where it was to have none, or was not shown the feature that brings it.
+        assert_eq!(became("msr.345", 0, "", false), "as promised");
+        assert_eq!(became("msr.345", 0x2000, "", true), "as promised");
+        assert_eq!(became("msr.345", 0x2000, "", false), "msr.345 0x2000 #GP");
+        assert_eq!(became("msr.ce", 1, "", false), "leaves KVM: msr 0xce");
+        assert_eq!(became("msr.10a", 1, "", false), "lost");
+    }
+
+    #[test]
+    fn registers_of_arm64_guests_are_compared_by_field_and_the_firmware_by_its_answers() {
+        let mut record = Record::default();
+        record.value("arm64.id-aa64pfr0-el1", 0x1101_0010_2111_0222);
+        record.value("arm64.ccsidr-el1.2", 0x70ff_e07a);
+        record.value("arm64.fw-std-bmap.trng", 1);
+        record.value("arm64.fw-vendor-hyp-bmap.func-feat", 1);
+        record.value("arm64.fw-workaround-2", 3);
+        record.saw("arm64.id-aa64zfr0-el1", Saw::Exception { class: 0, iss: Hex32(0) });
+        record.unasked("arm64.mvfr0-el1", "the guest wrote no result");
+        let seen = record.finish(Arch::Aarch64, "pmu", Volatile::default());
+        let became = |name, wanted| became(&seen, name, wanted, "", false);
+        assert_eq!(became("arm64.id-aa64pfr0-el1", 0x1101_0010_2111_0222), "as promised");
+        assert_eq!(
+            became("arm64.id-aa64pfr0-el1", 0x1101_0010_1111_0222),
+            "arm64.id-aa64pfr0-el1.ras 0x1 0x2"
+        );
+        assert_eq!(became("arm64.ccsidr-2", 0x70ff_e07a), "as promised");
+        assert_eq!(became("arm64.fw-std-bmap", 1), "as promised");
+        assert_eq!(became("arm64.fw-std-bmap", 0), "arm64.fw-std-bmap.trng 0x0 0x1");
+        // Of the other service nothing was seen.
+        assert_eq!(became("arm64.fw-vendor-hyp-bmap", 3), "lost");
+        assert_eq!(became("arm64.fw-vendor-hyp-bmap", 2), "arm64.fw-vendor-hyp-bmap.func-feat 0x0 0x1");
+        assert_eq!(became("arm64.fw-std-bmap", 3), "the guest knows no call for some of its services");
+        assert_eq!(became("arm64.fw-workaround-2", 2), "arm64.fw-workaround-2 0x2 0x3");
+        assert_eq!(became("arm64.id-aa64zfr0-el1", 0), "as promised");
+        assert_eq!(became("arm64.id-aa64zfr0-el1", 1), "arm64.id-aa64zfr0-el1 0x1 undefined");
+        assert_eq!(became("arm64.mvfr0-el1", 1), "the guest wrote no result");
+    }
+}

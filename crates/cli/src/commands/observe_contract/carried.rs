@@ -72,12 +72,17 @@ impl Again {
             line += &format!(", {} ioctls failed ({})", self.failed.len(), self.failed[0]);
         }
         if !self.differences.is_empty() {
-            let names: Vec<&str> = self.differences.iter().map(|d| d.facet.as_str()).collect();
-            line += &format!(", otherwise: {}", names.join(", "));
+            let names: Vec<&str> = self.differences.iter().take(MOST).map(|d| d.facet.as_str()).collect();
+            let more = self.differences.len() - names.len();
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            line += &format!(", otherwise: {}{more}", names.join(", "));
         }
         line
     }
 }
+
+/// So many names fit in a line.
+const MOST: usize = 4;
 
 /// A plan on its way.
 struct Carried<'p> {

@@ -9,6 +9,7 @@ pub mod msr;
 pub mod platform;
 pub mod registers;
 pub mod second;
+mod selected;
 pub mod time;
 pub mod variants;
 
@@ -43,6 +44,19 @@ pub struct Configure<'c> {
 }
 
 const NOP: &[u8] = &[0x90];
+
+impl Default for Configure<'_> {
+    /// Nothing.
+    fn default() -> Self {
+        Configure {
+            vm: &|_| Ok(()),
+            vcpu: &|_, _| Ok(()),
+            ran: &|_, _| Ok(()),
+            reset: &|_, _| Ok(()),
+            later: false,
+        }
+    }
+}
 
 /// The CPUID that KVM offers, for the vCPU with this APIC id: what a VMM gives a guest that passes everything on.
 ///
