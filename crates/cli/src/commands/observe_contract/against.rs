@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_apply::{Plan, PromisedChoice, Report};
-use evenkeel_catalog::REGISTERS;
+use evenkeel_catalog::{Change, REGISTERS};
 use evenkeel_contract::describe::parts;
 use evenkeel_contract::layout::{field_mask, index_of, layout};
 use evenkeel_contract::{Coord, cause};
 use evenkeel_steps::{Expect, Facet, Place};
 use evenkeel_surface::{Arch, Hex64};
+use evenkeel_witness::aarch64::names;
 use evenkeel_witness::observation::{Observation, Saw, unfold};
 
 use super::{Kind, Leak, Look, NotSeen, When};
@@ -78,6 +79,12 @@ pub fn compare(plan: &Plan, observation: &Observation, report: &Report) -> Compa
             }
         }
         out.looks.push(look);
+    }
+    for leak in out.leaks.iter_mut().filter(|l| l.cause.is_none() && observation.arch == Arch::Aarch64) {
+        if let Some(cause) = seen.behind(&leak.facet) {
+            leak.cause = Some(cause.id.to_owned());
+            cause.title.clone_into(&mut leak.cause_title);
+        }
     }
     out
 }
@@ -160,6 +167,19 @@ impl<'o> Seen<'o> {
                 (When::Reset, 0, "@reset", None),
             ],
         }
+    }
+
+    /// The ledger's entry of the behaviour that is settled by what was seen of this facet.
+    fn behind(&self, facet: &str) -> Option<&'static Change> {
+        let settles = names::BEHIND.iter().filter(|(prefix, _)| facet.starts_with(prefix));
+        let mut entries = settles.filter_map(|(_, behaviour)| {
+            let values = evenkeel_catalog::choice(behaviour)?.values;
+            let Some(Saw::Value(number)) = self.seen.get(*behaviour) else { return None };
+            let saw = values.iter().find(|v| v.value == number.0)?;
+            let others = values.iter().filter(|v| v.value != saw.value);
+            others.filter_map(|v| cause::of_facet(self.arch, behaviour, v.name, saw.name)).next()
+        });
+        entries.next()
     }
 
     /// What is not otherwise than before is not told twice.
@@ -330,6 +350,18 @@ mod tests {
         assert_eq!(became("msr.345", 0x2000, "", false), "msr.345 0x2000 #GP");
         assert_eq!(became("msr.ce", 1, "", false), "leaves KVM: msr 0xce");
         assert_eq!(became("msr.10a", 1, "", false), "lost");
+    }
+
+    #[test]
+    fn a_register_that_settles_a_behaviour_has_its_entry() {
+        // As guests of 6.1 see it, where KVM_GET_ONE_REG says 1.
+        let mut record = Record::default();
+        record.value("arm64.ctr-el0", 0x8444_c004);
+        record.value("arm64.guest.ctr-el0-idc", 0);
+        let observation = record.finish(Arch::Aarch64, "pmu", Volatile::default());
+        let seen = Seen::new(&observation);
+        assert_eq!(seen.behind("arm64.ctr-el0.idc").map(|c| c.id), Some("ARM-033"));
+        assert_eq!(seen.behind("arm64.id-aa64pfr0-el1.ras").map(|c| c.id), None);
     }
 
     #[test]

@@ -189,8 +189,16 @@ impl ContractObserved {
             );
         }
         let _ = writeln!(w, "\nSet and read back");
-        for a in &self.again {
-            let _ = writeln!(w, "  {}", a.text());
+        let mut lines: Vec<(String, usize)> = Vec::new();
+        for text in self.again.iter().map(Again::text) {
+            match lines.iter_mut().find(|(line, _)| *line == text) {
+                Some((_, times)) => *times += 1,
+                None => lines.push((text, 1)),
+            }
+        }
+        for (line, times) in lines {
+            let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
+            let _ = writeln!(w, "  {line}{times}");
         }
         // One line a reason.
         let mut reasons: BTreeMap<(bool, &str, bool), Vec<String>> = BTreeMap::new();
