@@ -90,6 +90,9 @@ impl Shape {
 /// What a step of making a machine does with a vCPU and its number.
 pub type ForVcpu<'c> = dyn Fn(&Vcpu<'_>, u64) -> Result<(), CallError> + 'c;
 
+/// What a step of making a machine does with the interrupt controller.
+pub type ForGic<'c> = dyn Fn(&Device<'_>) -> Result<(), CallError> + 'c;
+
 /// What is decided besides the shape, and when. Whoever decides a step makes all of it, in the machine's place.
 pub struct Configure<'c> {
     /// KVM_CREATE_VM's argument; none: the widest addresses of up to 40 bits.
@@ -101,7 +104,7 @@ pub struct Configure<'c> {
     /// KVM_ARM_VCPU_INIT, what is set between it and KVM_ARM_VCPU_FINALIZE, and that.
     pub vcpu: Option<&'c ForVcpu<'c>>,
     /// The GIC's addresses and its initialization.
-    pub gic: Option<&'c dyn Fn(&Device<'_>) -> Result<(), CallError>>,
+    pub gic: Option<&'c ForGic<'c>>,
     /// What is left of a vCPU then: its PMU.
     pub late: Option<&'c ForVcpu<'c>>,
     /// After a vCPU's first KVM_RUN.
