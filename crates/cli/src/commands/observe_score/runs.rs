@@ -64,7 +64,7 @@ impl<'p> Runs<'p> {
             let _ = applying.borrow_mut().vcpu(vcpu, id);
             Ok(())
         };
-        let configure = Configure { vm: &vm, vcpu: &vcpu };
+        let configure = Configure { vm: &vm, vcpu: &vcpu, ..Configure::default() };
         let seen = look(&system, self.irqchip, &configure, how, Volatile::default())
             .map_err(|e| format!("no guest runs: {e}"))?;
         let mut saw = unfold(&seen.seen);
