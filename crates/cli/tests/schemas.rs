@@ -5,11 +5,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 19] = [
+const DOCUMENTS: [&str; 20] = [
     "surface",
     "observation",
     "observation-diff",
     "observed-contract",
+    "witness-score",
     "survive",
     "diff",
     "check",

@@ -47,6 +47,28 @@ fn a_program_sees_kvm_and_its_files_come_back() {
     );
 }
 
+/// Without posted interrupts KVM has no APICv, and without it the older kernel raises #GP as well: the lane cannot tell
+/// kernels apart there, which its documentation says. A Bochs that has them makes this fail, and the lane tell more.
+#[cfg_attr(not(lab_vmx), ignore = "boots a kernel under Bochs, minutes: set EVENKEEL_REQUIRE_LAB=vmx")]
+#[test]
+fn reserved_x2apic_registers_fault_without_apicv() {
+    let (_, options) = lab();
+    let host = host("debian-6.1-vmx", kernels()).unwrap();
+    let evenkeel = options.binary("evenkeel", host.kernel.arch).unwrap_or_else(|why| panic!("{why}"));
+    let job = Job::new(evenkeel).arg("observe").arg("-o").arg("o.json").output("o.json");
+    let run = run(&host, &job, &options).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(run.output.exit, Exit::Code(0), "{:?}", run.output);
+    let seen = String::from_utf8_lossy(&run.output.files["o.json"]).into_owned();
+    let ends = |name: &str| {
+        let at = seen.find(&format!("\"{name}\"")).unwrap_or_else(|| panic!("{name} was not seen"));
+        seen[at..].split('}').next().unwrap_or_default().to_owned()
+    };
+    assert!(ends("x86.x2apic.reserved-register-read").contains("0x1"), "APICv is on: docs/lab-vmx.md");
+    // Those that KVM itself does not know, from 0x83f on to the end.
+    assert!(ends("x2apic.83f-8ff").contains("\"vector\":13"), "{}", ends("x2apic.83f-8ff"));
+    assert!(ends("x2apic.803").contains("value"), "the version can be read");
+}
+
 #[cfg_attr(not(lab_vmx), ignore = "boots a kernel under Bochs, minutes: set EVENKEEL_REQUIRE_LAB=vmx")]
 #[test]
 fn a_kernel_that_panics_is_quoted() {

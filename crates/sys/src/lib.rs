@@ -1,12 +1,13 @@
 //! Every kernel interface that evenkeel uses, through **one choke point**: [`Backend`].
 //!
 //! A backend opens device nodes, makes ioctls and reads what describes the host (`/proc/cmdline`, module parameters,
-//! the CPUID instruction). There are four:
+//! the CPUID instruction). There are five:
 //!
 //! * [`Live`]: the kernel itself,
 //! * [`Recording`]: passes calls on to another backend and keeps an ordered [`Log`],
 //! * [`Replaying`]: answers from a log; a call that is not the next one in it is an error that names both,
-//! * [`Faulty`]: passes calls on, except for those that its plan makes fail, lie, dawdle or answer wrongly.
+//! * [`Faulty`]: passes calls on, except for those that its plan makes fail, lie, dawdle or answer wrongly,
+//! * [`Lying`]: sets something else than it is told, and answers as though it had not.
 //!
 //! On top of it is a thin typed layer, [`System`], [`Vm`], [`Vcpu`] and [`Device`], whose errors say which ioctl with
 //! which argument failed and why. Nothing here depends on the architecture that it was built for except [`Live`]:
@@ -25,6 +26,7 @@ mod kick;
 pub mod layout;
 mod live;
 mod log;
+mod lying;
 mod net;
 mod ram;
 mod recording;
@@ -44,6 +46,7 @@ pub use fd::Fd;
 pub use kick::Deadline;
 pub use live::Live;
 pub use log::{Entry, Log, LogError};
+pub use lying::{Alteration, Lying, Made};
 pub use net::{Tap, vhost_features};
 pub use ram::{Outside, Ram};
 pub use recording::Recording;

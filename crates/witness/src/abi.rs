@@ -69,8 +69,11 @@ pub const TABLE: u32 = 0x10_0000;
 pub const OUTCOMES: u32 = 0x20_0000;
 /// Memory that probes may use: 64 KiB.
 pub const SCRATCH: u32 = 0x3f_0000;
-/// The most probes in a batch.
+/// The most probes that there is room for.
 pub const BATCH: usize = 4096;
+/// How many are done at once: each page of a table that is touched for the first time costs as much as ten exits, and
+/// the pages of a short table are used again.
+pub const AT_ONCE: usize = 512;
 
 /// A probe's length.
 pub const PROBE_BYTES: usize = 128;

@@ -76,7 +76,47 @@ const BEHIND: &[(&str, &str)] = &[
     ("second.edx", "x86.init.edx"),
     ("second.again.edx", "x86.init.edx"),
     ("second.again.cr0", "x86.init.cr0-cd-nw"),
+    ("xapic.350", "x86.quirk.lint0-reenabled"),
+    ("x2apic.as-memory", "x86.quirk.lapic-mmio-hole"),
+    ("msr.1a0.mwait-in-cpuid", "x86.quirk.misc-enable-no-mwait"),
+    ("insn.hypercall-", "x86.quirk.fix-hypercall-insn"),
+    ("insn.monitor", "x86.quirk.mwait-never-ud-faults"),
+    ("insn.mwait", "x86.quirk.mwait-never-ud-faults"),
+    ("apic.message-to-256", "x86.x2apic.use-32bit-ids"),
+    ("x2apic.message-to-255", "x86.x2apic.disable-broadcast-quirk"),
+    ("msr.4b564d", "x86.enforce-pv-feature-cpuid"),
+    ("msr.400000", "x86.hyperv.enforce-cpuid"),
+    ("msr.4000008", "x86.hyperv.synic"),
+    ("apic.timer.ns-per-tick", "x86.apic-bus-cycles-ns"),
+    ("hypercall.c", "x86.hypercall.map-gpa-range"),
+    ("cpuid.40000001.0.eax", "x86.disable-exits.hlt"),
+    ("insn.mwait", "x86.disable-exits.mwait"),
+    ("msr.e7", "x86.disable-exits.aperfmperf"),
+    ("msr.e8", "x86.disable-exits.aperfmperf"),
+    ("msr.3f", "x86.disable-exits.cstate"),
+    ("msr.6", "x86.disable-exits.cstate"),
+    ("msr.ce", "x86.msr-platform-info"),
+    ("msr.10a", "x86.quirk.stuff-feature-msrs"),
+    ("msr.179", "x86.mce.banks"),
+    ("msr.179", "x86.mce.ctl"),
+    ("msr.179", "x86.mce.cmci"),
+    ("msr.179", "x86.mce.ser"),
+    ("msr.179", "x86.mce.lmce"),
+    ("insn.rdpmc", "x86.pmu"),
+    ("msr.c1", "x86.pmu"),
+    ("msr.186", "x86.pmu"),
+    ("msr.38", "x86.pmu"),
+    ("msr.c0000300", "x86.pmu"),
+    ("msr.c0010000", "x86.pmu"),
+    ("msr.c0010004", "x86.pmu"),
+    ("msr.c0010200", "x86.pmu"),
 ];
+
+/// Whether a difference under `name` is one of the facet (x86): it is its own name, or one that is looked at for it.
+pub fn shows(name: &str, facet: &str) -> bool {
+    let own = name.strip_prefix(facet).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    own || BEHIND.iter().any(|(prefix, behind)| *behind == facet && name.starts_with(prefix))
+}
 
 /// Compares; `before` is the other observation. Both must be of one architecture.
 pub fn compare(before: &Observation, after: &Observation) -> Comparison {

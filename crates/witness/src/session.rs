@@ -94,7 +94,7 @@ impl<'v, 'b> Session<'v, 'b> {
     /// The guest hangs, dies, or faults where it must not.
     pub fn ask(&mut self, probes: &[Probe]) -> Result<Vec<Outcome>, Error> {
         let mut outcomes = Vec::with_capacity(probes.len());
-        for batch in probes.chunks(abi::BATCH) {
+        for batch in probes.chunks(abi::AT_ONCE) {
             outcomes.extend(self.batch(batch)?);
         }
         Ok(outcomes)

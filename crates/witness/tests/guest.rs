@@ -6,7 +6,9 @@ use std::time::Duration;
 use evenkeel_monitor::{Irqchip, Machine, Shape};
 use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, Live, System};
+use evenkeel_witness::observation::Record;
 use evenkeel_witness::probe::{Outcome, Probe, RAX, RBX, RCX, RDI, RDX, RSI};
+use evenkeel_witness::programs::x86_64::{memory, msr};
 use evenkeel_witness::session::{Session, load};
 use evenkeel_witness::{abi, guests};
 
@@ -113,6 +115,55 @@ fn kvm_a_guest_that_breaks_itself_ends_in_an_error() {
             Ok(Outcome::Ended(_) | Outcome::Stopped | Outcome::Silent | Outcome::Exited(_)) => {}
             Ok(other) => panic!("{other:?}"),
             Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    });
+}
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_memory_types_are_told_apart_and_left_as_they_were() {
+    with(Irqchip::Kernel, |session| {
+        let mut record = Record::default();
+        msr::read_all(session, &mut record).unwrap();
+        let before = |record: &Record| {
+            [0x200, 0x201, 0x250, 0x277, 0x2ff].map(|n| record.number(&format!("msr.{n:x}")))
+        };
+        let then = before(&record);
+        assert!(then.iter().all(Option::is_some), "{then:x?}");
+        memory::observe(session, &mut record).unwrap();
+        // UC, WC, WT, WP, WB, and nothing else: the architecture has no other type for a range.
+        for name in ["variable", "fixed", "default"] {
+            let types = |what: &str| record.number(&format!("memory.mtrr.{name}.types{what}"));
+            assert_eq!((types(""), types(".faults")), (Some(0x73), Some(0x8c)), "{name}");
+        }
+        // With UC-, type 7, as well. Hosts were seen that take the two that do not exist.
+        assert_eq!(record.number("memory.pat.types").unwrap() & 0xf3, 0xf3);
+        // The enable bits, and none of those that are reserved.
+        assert_eq!(record.number("memory.mtrr.default.enable.writable"), Some(0xc00));
+        assert_eq!(record.number("memory.mtrr.default.enable.faults"), Some(0x1300));
+        let mut after = Record::default();
+        msr::read_all(session, &mut after).unwrap();
+        assert_eq!(before(&after), then);
+    });
+}
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_many_short_runs_each_have_all_of_their_time() {
+    with(Irqchip::Kernel, |session| {
+        // The watcher sleeps over short runs; one that follows with less time is stopped all the same, and on time.
+        for limit in [5_000, 60, 5_000, 60] {
+            session.limit = Duration::from_millis(limit);
+            for _ in 0..20 {
+                assert!(session.one(Probe::new(&[0x90])).unwrap().registers().is_some());
+            }
+            if limit == 60 {
+                let start = std::time::Instant::now();
+                let outcome = session.one(Probe::new(&[0xeb, 0xfe])).unwrap();
+                assert_eq!(outcome, Outcome::Ended("no end within 60ms".to_owned()));
+                let took = start.elapsed();
+                assert!(took >= Duration::from_millis(60) && took < Duration::from_secs(3), "{took:?}");
+            }
         }
     });
 }

@@ -11,8 +11,9 @@ pub mod hosts;
 pub mod lab;
 pub mod matrix;
 pub mod observe;
-#[cfg(target_arch = "x86_64")]
 pub mod observe_contract;
+#[cfg(target_arch = "x86_64")]
+pub mod observe_score;
 pub mod predict;
 pub mod registers;
 pub mod rounds;

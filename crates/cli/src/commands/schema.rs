@@ -13,8 +13,10 @@ pub enum Document {
     /// What `observe --against` prints.
     ObservationDiff,
     /// What `observe --contract` prints.
-    #[cfg(target_arch = "x86_64")]
     ObservedContract,
+    /// What `observe --contract --score` prints.
+    #[cfg(target_arch = "x86_64")]
+    WitnessScore,
     /// What `survive` prints.
     Survive,
     /// What `diff` prints.
@@ -53,8 +55,9 @@ impl Document {
         match self {
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
-            #[cfg(target_arch = "x86_64")]
             Document::ObservedContract => schemars::schema_for!(super::observe_contract::ContractObserved),
+            #[cfg(target_arch = "x86_64")]
+            Document::WitnessScore => schemars::schema_for!(super::observe_score::WitnessScore),
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),

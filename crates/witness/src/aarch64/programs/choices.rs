@@ -103,7 +103,16 @@ pub(super) fn derive(record: &mut Record, shape: &str) {
     };
     let services =
         |bit: u32| record.number("smccc.86000000").map(|x| u64::from(x as i32 >= 0 && x >> bit & 1 != 0));
+    // KVM's services 64 and 65 are in the third word.
+    let services_2 = |bit: u32| match record.number("smccc.86000000")? as i32 {
+        ..0 => Some(0),
+        _ => record.number("smccc.86000000.x2").map(|x| x >> bit & 1),
+    };
     let firmware = [
+        ("arm64.mte", bits(record, "arm64.id-aa64pfr1-el1", 8, 4).map(|level| u64::from(level != 0))),
+        ("arm64.pvtime", answered("smccc.c5000020.c5000021")),
+        ("arm64.fw-vendor-hyp-bmap-2.discover-impl-ver", services_2(0)),
+        ("arm64.fw-vendor-hyp-bmap-2.discover-impl-cpus", services_2(1)),
         ("arm64.psci.system-suspend", answered("smccc.8400000a.c400000e")),
         ("arm64.fw-std-bmap.trng", answered("smccc.84000050")),
         ("arm64.fw-std-hyp-bmap.pv-time", answered("smccc.80000001.c5000020")),
@@ -165,6 +174,16 @@ mod tests {
         assert_eq!(record.number("arm64.fw-std-bmap.trng"), Some(1));
         assert_eq!(record.number("arm64.fw-vendor-hyp-bmap.ptp"), Some(0));
         assert_eq!(record.number("arm64.psci.system-suspend"), None);
+        assert_eq!(record.number("arm64.pvtime"), None);
+        record.value("smccc.86000000", 3);
+        record.value("smccc.86000000.x2", 2);
+        record.value("arm64.id-aa64pfr1-el1", 0x121);
+        derive(&mut record, "full");
+        let service = |name: &str| record.number(&format!("arm64.fw-vendor-hyp-bmap-2.discover-impl-{name}"));
+        assert_eq!(
+            [service("ver"), service("cpus"), record.number("arm64.mte")],
+            [Some(0), Some(1), Some(1)]
+        );
         for name in ["arm64.fw-std-bmap.trng", "arm64.fw-std-hyp-bmap.pv-time", "arm64.fw-workaround-2"] {
             assert!(catalog::register(name).is_some(), "{name}");
         }

@@ -1,13 +1,13 @@
 //! The local APIC, as memory and as MSRs; interrupts; and what becomes of an EOI.
 
 use evenkeel_monitor::{Irqchip, Machine};
-use evenkeel_sys::requests::{KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI};
+use evenkeel_sys::requests::{KVM_GET_TSC_KHZ, KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI};
 
 use super::msr::write;
 use crate::Error;
 use crate::abi;
 use crate::observation::{Record, Saw};
-use crate::probe::{Probe, RAX, RCX, RSI};
+use crate::probe::{Probe, RAX, RBX, RCX, RDI, RDX, RSI};
 use crate::programs::saw;
 use crate::session::Session;
 
@@ -55,7 +55,11 @@ fn rdmsr(msr: u32) -> Probe {
 ///
 /// # Errors
 /// As [`Session::ask`].
-pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+pub fn observe(
+    machine: &Machine<'_, '_>,
+    session: &mut Session<'_, '_>,
+    record: &mut Record,
+) -> Result<(), Error> {
     // The reserved ones are left out: KVM gives what its emulator read last.
     let defined = |n: u64| matches!(n, 2 | 3 | 8 | 0xa | 0xd..=0x28 | 0x2f..=0x38 | 0x3e);
     let offsets: Vec<u64> = (0..0x40).filter(|n| defined(*n)).map(|n| n << 4).collect();
@@ -68,13 +72,107 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
     }
     writable(session, record)?;
     self_ipi(session, record)?;
-    extended(session, record)
+    rate(session, record)?;
+    // Bits 31 to 8 of a destination count only where the VMM asked for 32-bit ids; without them this is for APIC 0.
+    message(machine, session, record, "apic.message-to-256.arrived", BASE | 0x100 << 32)?;
+    extended(machine, session, record)
 }
 
-/// Bits of registers that a guest can set.
+/// A message-signalled interrupt, as a device sends it to this address: whether it arrives.
+fn message(
+    machine: &Machine<'_, '_>,
+    session: &mut Session<'_, '_>,
+    record: &mut Record,
+    name: &str,
+    address: u64,
+) -> Result<(), Error> {
+    const VECTOR: u8 = 0x61;
+    let before = session.arrivals(VECTOR)?;
+    session.one(store32(BASE + SPURIOUS, ON))?;
+    let mut msi = [0; 32];
+    msi[..8].copy_from_slice(&address.to_ne_bytes());
+    msi[8..12].copy_from_slice(&u32::from(VECTOR).to_ne_bytes());
+    // A destination that nobody has is an error of the call: what counts is what arrives.
+    if let Err(e) = machine.vm().set(&KVM_SIGNAL_MSI, &msi)
+        && e.errno() == Some(evenkeel_sys::Errno::ENOTTY)
+    {
+        record.unasked(name, e.to_string());
+        return Ok(());
+    }
+    session.ask(&[window(), end()])?;
+    record.probes += 3;
+    record.value(name, u64::from(session.arrivals(VECTOR)? - before));
+    Ok(())
+}
+
+/// An EOI in either mode: the one that is not in force does nothing, or faults.
+fn end() -> Probe {
+    // mov ecx, APIC_BASE; rdmsr; test eax, EXTENDED; jz 1f; mov ecx, 0x80b; xor eax, eax; xor edx, edx; wrmsr; ret
+    // 1: xor eax, eax; mov [rsi], eax
+    Probe::new(&[
+        0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0xa9, 0, 0x04, 0, 0, 0x74, 0x0c, 0xb9, 0x0b, 0x08, 0, 0, 0x31, 0xc0,
+        0x31, 0xd2, 0x0f, 0x30, 0xc3, 0x31, 0xc0, 0x89, 0x06,
+    ])
+    .with(RSI, BASE + EOI)
+}
+
+/// How long a tick of the timer is, against the TSC.
+fn rate(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+    const NAME: &str = "apic.timer.ns-per-tick";
+    let khz = match session.vcpu().int(&KVM_GET_TSC_KHZ, 0) {
+        Ok(khz) if khz > 0 => khz as u64,
+        _ => {
+            record.unasked(NAME, "nobody knows the rate of the TSC");
+            return Ok(());
+        }
+    };
+    // One-shot, masked, undivided. Then: mov ebx, [rsi]; rdtsc; mov edi, eax; 1: rdtsc; sub eax, edi; cmp eax, ecx; jb 1b;
+    // mov edx, [rsi]
+    let outcomes = session.ask(&[
+        store32(BASE + DIVIDE, 0xb),
+        store32(BASE + LVT_TIMER, 0x1_0042),
+        store32(BASE + INITIAL_COUNT, 0xffff_ffff),
+        Probe::new(&[
+            0x8b, 0x1e, 0x0f, 0x31, 0x89, 0xc7, 0x0f, 0x31, 0x29, 0xf8, 0x39, 0xc8, 0x72, 0xf8, 0x8b, 0x16,
+        ])
+        .with(RSI, BASE + 0x390)
+        .with(RCX, (khz * 4).min(0x7fff_ffff)),
+        store32(BASE + INITIAL_COUNT, 0),
+    ])?;
+    record.probes += outcomes.len() as u64;
+    match outcomes[3].registers() {
+        Some(r) => {
+            let ticks = (r[RBX] & 0xffff_ffff).saturating_sub(r[RDX] & 0xffff_ffff);
+            let ns = (r[RAX] & 0xffff_ffff) * 1_000_000 / khz;
+            // To the next power of 4: what else happens meanwhile does not count.
+            let mut told = 1;
+            while ticks > 0 && told < 1 << 20 && ns / ticks >= told * 2 {
+                told *= 4;
+            }
+            record.value(NAME, if ticks == 0 { 0 } else { told });
+        }
+        None => record.unasked(NAME, "the timer cannot be read"),
+    }
+    Ok(())
+}
+
+/// Bits of registers that a guest can set. The APIC's id is not among them: a changed id ends the hardware's part in the
+/// APIC (APICV_INHIBIT_REASON_APIC_ID_MODIFIED), in 6.1 for as long as the VM lives, and what is looked at behind it
+/// would be another APIC.
 fn writable(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let registers =
-        [0x20, 0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
+    let registers = [0x80, 0xd0, 0xe0, SPURIOUS, 0x2f0, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, 0x370, DIVIDE];
+    ones(session, record, &registers)
+}
+
+/// Bits of the APIC's id that a guest can set, in a machine that nothing else is looked at in afterwards.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn id(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+    ones(session, record, &[0x20])
+}
+
+fn ones(session: &mut Session<'_, '_>, record: &mut Record, registers: &[u64]) -> Result<(), Error> {
     // xchg does both: mov ebx, [rsi]; mov [rsi], eax; mov ecx, [rsi]; mov [rsi], ebx
     let all = |at: u64| {
         Probe::new(&[0x8b, 0x1e, 0x89, 0x06, 0x8b, 0x0e, 0x89, 0x1e])
@@ -93,32 +191,43 @@ fn writable(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Er
 
 /// An interrupt that the guest sends to itself, and one of the timer.
 fn self_ipi(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let before = session.arrivals(0x41)?;
-    session.ask(&[store32(BASE + SPURIOUS, ON), store32(BASE + ICR_LOW, 0x4_0041), window()])?;
-    let version = session.ask(&[load32(BASE + 0x120), store32(BASE + EOI, 0), load32(BASE + 0x120)])?;
-    record.value("apic.self-ipi.arrived", u64::from(session.arrivals(0x41)? - before));
-    for (name, outcome) in [("in-service", &version[0]), ("in-service-after-eoi", &version[2])] {
+    let before = [session.arrivals(0x41)?, session.arrivals(0x42)?];
+    let counter = u64::from(abi::AREA + abi::ARRIVALS + 4 * 0x42);
+    let outcomes = session.ask(&[
+        store32(BASE + SPURIOUS, ON),
+        store32(BASE + ICR_LOW, 0x4_0041),
+        window(),
+        load32(BASE + 0x120),
+        store32(BASE + EOI, 0),
+        load32(BASE + 0x120),
+        store32(BASE + DIVIDE, 0xb),
+        store32(BASE + LVT_TIMER, 0x42),
+        store32(BASE + INITIAL_COUNT, 1),
+        // Until it has arrived, twenty times at most: sti; 1: out BREATH, al; cmp ebx, [rdi]; loope 1b; cli
+        Probe::new(&[0xfb, 0xe6, abi::BREATH, 0x3b, 0x1f, 0xe1, 0xfa, 0xfa])
+            .with(RCX, 20)
+            .with(RBX, before[1].into())
+            .with(RDI, counter),
+        store32(BASE + EOI, 0),
+        store32(BASE + LVT_TIMER, 0x1_0000),
+    ])?;
+    record.value("apic.self-ipi.arrived", u64::from(session.arrivals(0x41)? - before[0]));
+    for (name, outcome) in [("in-service", &outcomes[3]), ("in-service-after-eoi", &outcomes[5])] {
         if let Some(saw) = saw(outcome, |r| r[RAX] & 0xffff_ffff) {
             record.saw(format!("apic.self-ipi.{name}"), saw);
         }
     }
-    let before = session.arrivals(0x42)?;
-    session.ask(&[
-        store32(BASE + DIVIDE, 0xb),
-        store32(BASE + LVT_TIMER, 0x42),
-        store32(BASE + INITIAL_COUNT, 1),
-        // sti; 1: out BREATH, al; loop 1b; cli
-        Probe::new(&[0xfb, 0xe6, abi::BREATH, 0xe2, 0xfc, 0xfa]).with(RCX, 20),
-        store32(BASE + EOI, 0),
-        store32(BASE + LVT_TIMER, 0x1_0000),
-    ])?;
-    record.value("apic.timer.arrived", u64::from(session.arrivals(0x42)? - before));
-    record.probes += 12;
+    record.value("apic.timer.arrived", u64::from(session.arrivals(0x42)? - before[1]));
+    record.probes += outcomes.len() as u64;
     Ok(())
 }
 
 /// x2APIC mode: what can be read, and what is said of reserved bits.
-fn extended(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+fn extended(
+    machine: &Machine<'_, '_>,
+    session: &mut Session<'_, '_>,
+    record: &mut Record,
+) -> Result<(), Error> {
     let base = session.one(rdmsr(APIC_BASE))?.edx_eax().unwrap_or(BASE | ENABLED);
     let on = session.one(write(APIC_BASE, base | ENABLED | EXTENDED))?;
     record.probes += 2;
@@ -140,6 +249,11 @@ fn extended(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Er
             record.saw(name, saw)
         }
     }
+    // Where the registers were as memory; and 0xff in a message, which is everybody only with a quirk.
+    if let Some(saw) = saw(&session.one(load32(BASE + VERSION))?, |r| r[RAX] & 0xffff_ffff) {
+        record.saw("x2apic.as-memory", saw);
+    }
+    message(machine, session, record, "x2apic.message-to-255.arrived", BASE | 0xff << 12)?;
     // Nobody has the APIC id 0x55, so nobody gets these. Bits 31 to 20, 17, 16 and 13 of the ICR are reserved.
     let asked = [
         ("x2apic.icr.plain", write(0x830, 0x55_0000_0041)),
@@ -221,10 +335,8 @@ pub fn eoi(
         msi[at..at + 4].copy_from_slice(&u32::to_ne_bytes(word));
     }
     machine.vm().set(&KVM_SIGNAL_MSI, &msi)?;
-    session.one(window())?;
-    session.one(store32(BASE + EOI, 0))?;
-    // The exit comes with the entry that follows the EOI.
-    session.one(Probe::new(&[0x90]))?;
+    // The exit comes with the entry that follows the EOI: a window leaves and enters.
+    session.ask(&[window(), store32(BASE + EOI, 0), window()])?;
     let arrived = session.arrivals(VECTOR)? - before;
     record.value(format!("apic.suppress-eoi.level-interrupt{suffix}"), u64::from(arrived));
     if arrived == 0 {

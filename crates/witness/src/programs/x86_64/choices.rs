@@ -3,11 +3,14 @@
 use evenkeel_catalog::{self as catalog, Applies, Arch, CHOICES};
 use evenkeel_contract::view::field_of;
 
+use super::selected;
 use crate::observation::{Record, Saw};
 
 /// What is known of each facet that is settled by an observation.
-enum Settled {
+pub(super) enum Settled {
+    /// This value, by number.
     Value(u64),
+    /// Nothing, and why.
     Not(&'static str),
 }
 use Settled::{Not, Value};
@@ -19,12 +22,13 @@ pub fn settle(record: &mut Record, shape: &str) {
     for choice in CHOICES.iter().filter(|c| c.arch == Arch::X86_64) {
         let name = choice.name;
         let ours = name == "x86.x2apic.suppress-eoi-broadcast";
-        if choice.from.observe.is_empty() && !ours {
+        let selected = selected::value(name, record);
+        if choice.from.observe.is_empty() && !ours && selected.is_none() {
             continue;
         }
         let settled = match applies(&choice.applies, record, shape) {
             false => Not("it does not apply to this guest"),
-            true => value(name, record),
+            true => selected.unwrap_or_else(|| value(name, record)),
         };
         match settled {
             Value(number) if choice.values.iter().any(|v| v.value == number) => record.value(name, number),
@@ -49,7 +53,7 @@ fn applies(guard: &Applies, record: &Record, shape: &str) -> bool {
 }
 
 /// 0 where a look returned, 1 where it faulted; or the other way round.
-fn either(saw: Option<&Saw>, returned: u64, faulted: u64) -> Settled {
+pub(super) fn either(saw: Option<&Saw>, returned: u64, faulted: u64) -> Settled {
     match saw {
         Some(Saw::Value(_) | Saw::Executes) => Value(returned),
         Some(Saw::Fault { .. }) => Value(faulted),

@@ -1,5 +1,9 @@
 //! Every leaf and subleaf of CPUID.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use evenkeel_catalog::REGISTERS;
+
 use crate::Error;
 use crate::observation::Record;
 use crate::probe::{Outcome, Probe, RAX, RBX, RCX, RDX};
@@ -46,12 +50,47 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record, suffix: &str)
         }
     }
     // What an undefined leaf answers depends on the vendor.
-    asked.extend([(0x3fff_ffff, 0), (0x8fff_ffff, 0)]);
+    asked.extend([(UNDEFINED, 0), (0x8fff_ffff, 0)]);
     let probes: Vec<Probe> = asked.iter().map(|(leaf, subleaf)| probe(*leaf, *subleaf)).collect();
     for ((leaf, subleaf), outcome) in asked.iter().zip(session.ask(&probes)?) {
         put(record, *leaf, *subleaf, &outcome, suffix);
     }
     record.probes += (heads.len() + probes.len()) as u64;
+    hidden(session, record, &asked, suffix)
+}
+
+/// No host has it.
+const UNDEFINED: u32 = 0x3fff_ffff;
+
+/// The leaves and subleaves of the catalog: every guest is asked for them, whatever ranges it has.
+pub fn known() -> BTreeSet<(u32, u32)> {
+    let known = REGISTERS.iter().filter(|r| r.at.table != "emulated").filter_map(|r| {
+        let last = r.at.subleaf_last.unwrap_or(r.at.subleaf).min(r.at.subleaf + 63);
+        Some((r.at.leaf?, r.at.subleaf..=last))
+    });
+    known.flat_map(|(leaf, subleaves)| subleaves.map(move |subleaf| (leaf, subleaf))).collect()
+}
+
+/// Leaves and subleaves that the catalog knows and no range of this guest goes as far as: a host can show them all the
+/// same. Noted is what answers otherwise than a leaf that nobody has.
+fn hidden(
+    session: &mut Session<'_, '_>,
+    record: &mut Record,
+    asked: &[(u32, u32)],
+    suffix: &str,
+) -> Result<(), Error> {
+    let left: Vec<(u32, u32)> = known().into_iter().filter(|place| !asked.contains(place)).collect();
+    let subleaves: BTreeSet<u32> = left.iter().map(|(_, subleaf)| *subleaf).collect();
+    let nobody: Vec<Probe> = subleaves.iter().map(|subleaf| probe(UNDEFINED, *subleaf)).collect();
+    let nobody: BTreeMap<u32, Outcome> = subleaves.into_iter().zip(session.ask(&nobody)?).collect();
+    let probes: Vec<Probe> = left.iter().map(|(leaf, subleaf)| probe(*leaf, *subleaf)).collect();
+    record.probes += (nobody.len() + probes.len()) as u64;
+    let values = |outcome: &Outcome| outcome.registers().map(|r| [r[RAX], r[RBX], r[RCX], r[RDX]]);
+    for ((leaf, subleaf), outcome) in left.into_iter().zip(session.ask(&probes)?) {
+        if nobody.get(&subleaf).and_then(values) != values(&outcome) {
+            put(record, leaf, subleaf, &outcome, suffix);
+        }
+    }
     Ok(())
 }
 

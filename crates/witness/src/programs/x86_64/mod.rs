@@ -5,10 +5,13 @@ pub mod bits;
 pub mod choices;
 pub mod cpuid;
 pub mod instructions;
+pub mod memory;
 pub mod msr;
 pub mod platform;
+pub mod quirks;
 pub mod registers;
 pub mod second;
+mod selected;
 pub mod time;
 pub mod variants;
 
@@ -21,15 +24,40 @@ use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, System, Vcpu, Vm};
 
 use crate::observation::{Observation, Phase, Record, Volatile};
+use crate::probe::Probe;
 use crate::session::{Session, load};
 use crate::{Error, abi, guests};
 
-/// What is done to a VM before it has vCPUs, and to each vCPU before it runs.
+/// What is done with a vCPU and its number.
+pub type ForVcpu<'c> = dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error> + 'c;
+
+/// What is done to a VM before it has vCPUs, and to each vCPU before it runs, and when.
 pub struct Configure<'c> {
     /// To the VM, after its irqchip is chosen.
     pub vm: &'c dyn Fn(&Vm<'_>) -> Result<(), evenkeel_sys::Error>,
-    /// To a vCPU with this number.
-    pub vcpu: &'c dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
+    /// To a vCPU with this number, before it runs.
+    pub vcpu: &'c ForVcpu<'c>,
+    /// To a vCPU after its first KVM_RUN.
+    pub ran: &'c ForVcpu<'c>,
+    /// To a vCPU when the guest is reset.
+    pub reset: &'c ForVcpu<'c>,
+    /// A third vCPU is made when the guest has been running for a while.
+    pub later: bool,
+}
+
+const NOP: &[u8] = &[0x90];
+
+impl Default for Configure<'_> {
+    /// Nothing.
+    fn default() -> Self {
+        Configure {
+            vm: &|_| Ok(()),
+            vcpu: &|_, _| Ok(()),
+            ran: &|_, _| Ok(()),
+            reset: &|_, _| Ok(()),
+            later: false,
+        }
+    }
 }
 
 /// The CPUID that KVM offers, for the vCPU with this APIC id: what a VMM gives a guest that passes everything on.
@@ -55,6 +83,17 @@ pub fn offered_cpuid(system: &System<'_>, id: u32) -> Result<Vec<CpuidEntry>, ev
     Ok(table)
 }
 
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look<'l> {
+    /// Everything.
+    All,
+    /// The machine that was configured, and none of the programs' own.
+    Machine,
+    /// The words of CPUID, and these MSRs.
+    Words(&'l [u32]),
+}
+
 /// Looks at everything, in a machine of this shape.
 ///
 /// # Errors
@@ -63,6 +102,20 @@ pub fn observe(
     system: &System<'_>,
     irqchip: Irqchip,
     configure: &Configure<'_>,
+    volatile: Volatile,
+) -> Result<Observation, Error> {
+    look(system, irqchip, configure, Look::All, volatile)
+}
+
+/// Looks, in a machine of this shape.
+///
+/// # Errors
+/// As [`observe`].
+pub fn look(
+    system: &System<'_>,
+    irqchip: Irqchip,
+    configure: &Configure<'_>,
+    look: Look<'_>,
     volatile: Volatile,
 ) -> Result<Observation, Error> {
     let start = Instant::now();
@@ -74,10 +127,21 @@ pub fn observe(
     load(machine.ram(), guests::image())?;
     let vcpu = machine.vcpu(0)?;
     (configure.vcpu)(&vcpu, 0)?;
+    if let Look::Words(msrs) = look {
+        let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
+        session.start()?;
+        cpuid::observe(&mut session, &mut record, "")?;
+        msr::read_these(&mut session, &mut record, msrs.iter().copied().collect(), "")?;
+        let volatile = Volatile { took_ms: milliseconds(start), ..volatile };
+        return Ok(record.finish(Arch::X86_64, irqchip.name(), volatile));
+    }
     let other = machine.vcpu(1)?;
     (configure.vcpu)(&other, 1)?;
     let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
     session.start()?;
+    // The plainest thing that a guest can do: its first KVM_RUN.
+    session.one(Probe::new(NOP))?;
+    (configure.ran)(&vcpu, 0)?;
 
     let mut timer = Timer { last: start, phases: Vec::new() };
     let record = &mut record;
@@ -85,32 +149,53 @@ pub fn observe(
     timer.phase("cpuid");
     msr::observe(&mut session, record)?;
     timer.phase("msr");
+    memory::observe(&mut session, record)?;
+    timer.phase("memory");
     registers::observe(&mut session, record)?;
     timer.phase("registers");
     instructions::observe(&mut session, record)?;
     timer.phase("instructions");
     if irqchip != Irqchip::None {
-        apic::observe(&mut session, record)?;
+        apic::observe(&machine, &mut session, record)?;
         apic::eoi(&machine, &mut session, record, "")?;
         timer.phase("apic");
     }
     platform::observe(&mut session, record)?;
     timer.phase("platform");
+    quirks::observe(&mut session, record)?;
+    timer.phase("quirks");
     time::observe(&mut session, record)?;
     timer.phase("time");
     if irqchip != Irqchip::None {
         let mut second = Session::new(&machine, &other, 1, &deadline)?;
-        second::observe(&mut session, &mut second, record)?;
+        second::observe(&mut session, &mut second, configure.ran, record)?;
         timer.phase("second");
+    }
+    let third = if configure.later { Some(machine.vcpu(second::LATE)?) } else { None };
+    if let Some(third) = &third {
+        (configure.vcpu)(third, second::LATE as u32)?;
+        if irqchip == Irqchip::None {
+            record.unasked("late.start", "without a local APIC in the kernel nothing starts it");
+        } else {
+            let mut late = Session::new(&machine, third, second::LATE as u32, &deadline)?;
+            second::late(&mut session, &mut late, configure.ran, record)?;
+        }
+        timer.phase("late");
+    }
+    second::crash(&mut session, record)?;
+    for (number, vcpu) in [&vcpu, &other].into_iter().chain(&third).enumerate() {
+        (configure.reset)(vcpu, number as u32)?;
     }
     second::reboot(&mut session, record)?;
     timer.phase("reboot");
-    if irqchip == Irqchip::Split {
+    if irqchip == Irqchip::Split && look == Look::All {
         variants::suppress_eoi(system, record)?;
     }
-    variants::hidden(system, irqchip, record)?;
-    variants::xen(system, irqchip, record)?;
-    timer.phase("variants");
+    if look == Look::All {
+        variants::hidden(system, irqchip, record)?;
+        variants::xen(system, irqchip, record)?;
+        timer.phase("variants");
+    }
     choices::settle(record, irqchip.name());
     let record = std::mem::take(record);
 

@@ -99,7 +99,11 @@ pub fn read_all(session: &mut Session<'_, '_>, record: &mut Record) -> Result<Ve
     read_these(session, record, asked(), "")
 }
 
-fn read_these(
+/// Reads these.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn read_these(
     session: &mut Session<'_, '_>,
     record: &mut Record,
     asked: BTreeSet<u32>,
@@ -157,10 +161,10 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
 }
 
 /// Where in that code the second WRMSR is.
-const RESTORE: u64 = 18;
+pub(super) const RESTORE: u64 = 18;
 
 /// Flips bits of an MSR that holds `value`: each access costs an exit, so it is not read again.
-fn flip(msr: u32, value: u64) -> bits::Flip {
+pub(super) fn flip(msr: u32, value: u64) -> bits::Flip {
     let code = Probe::new(&[
         0x0f, 0x30, // wrmsr
         0x0f, 0x32, // rdmsr

@@ -21,6 +21,13 @@ fn out(port: u16, value: u8) -> Probe {
     Probe::new(&[0xee]).with(RDX, u64::from(port)).with(RAX, u64::from(value))
 }
 
+/// All ones to a register, which is read and gets its value back: `in al, dx; mov bl, al; mov al, 0xff; out dx, al;
+/// in al, dx; mov cl, al; mov al, bl; out dx, al; mov al, cl`.
+fn all_ones(port: u16) -> Probe {
+    Probe::new(&[0xec, 0x88, 0xc3, 0xb0, 0xff, 0xee, 0xec, 0x88, 0xc1, 0x88, 0xd8, 0xee, 0x88, 0xc8])
+        .with(RDX, u64::from(port))
+}
+
 /// Looks at them.
 ///
 /// # Errors
@@ -38,21 +45,31 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
         ("pic.slave.elcr.writable", vec![out(0x4d1, 0xff)], 0x4d1),
         // Mode 2 of channel 0, and its status by the read-back command.
         ("pit.0.status", vec![out(0x43, 0x34), out(0x40, 0), out(0x40, 0), out(0x43, 0xe2)], 0x40),
+        ("pit.1.status", vec![out(0x43, 0x54), out(0x41, 18), out(0x43, 0xe4)], 0x41),
         ("pit.2.status", vec![out(0x43, 0xb0), out(0x42, 1), out(0x42, 0), out(0x43, 0xe8)], 0x42),
         ("pit.speaker", vec![out(0x61, 0)], 0x61),
     ];
+    let mut probes = Vec::new();
+    let mut asked = Vec::new();
     for (name, before, port) in ports {
-        let mut probes = before;
+        probes.extend(before);
+        asked.push((name, port, probes.len()));
         probes.push(input(port));
-        record.probes += probes.len() as u64;
-        let outcomes = session.ask(&probes)?;
+    }
+    probes.extend([out(0x4d0, 0), out(0x4d1, 0)]);
+    for (name, port) in [("pic.master.mask.writable", 0x21), ("pic.slave.mask.writable", 0xa1)] {
+        asked.push((name, port, probes.len()));
+        probes.push(all_ones(port));
+    }
+    record.probes += probes.len() as u64;
+    let outcomes = session.ask(&probes)?;
+    for (name, port, at) in asked {
         // The refresh bit of the speaker's port toggles.
         let mask = if port == 0x61 { 0xef } else { 0xff };
-        if let Some(saw) = outcomes.last().and_then(|o| saw(o, |r| r[RAX] & mask)) {
+        if let Some(saw) = saw(&outcomes[at], |r| r[RAX] & mask) {
             record.saw(name, saw);
         }
     }
-    session.ask(&[out(0x4d0, 0), out(0x4d1, 0)])?;
     ioapic(session, record)?;
     mwait(session, record)
 }

@@ -1,6 +1,6 @@
 //! Clocks: the TSC, kvmclock, steal time. What they are, not what they say.
 
-use super::msr::write;
+use super::{msr::write, variants};
 use crate::Error;
 use crate::abi;
 use crate::observation::{Record, Saw};
@@ -10,6 +10,8 @@ use crate::session::Session;
 
 const CLOCK: u32 = abi::SCRATCH + 0x2000;
 const STEAL: u32 = abi::SCRATCH + 0x2100;
+const WALL: u32 = abi::SCRATCH + 0x2200;
+const MSR_WALL: u32 = 0x4b56_4d00;
 const MSR_CLOCK: u32 = 0x4b56_4d01;
 const MSR_STEAL: u32 = 0x4b56_4d03;
 
@@ -26,7 +28,8 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
         record.value("tsc.advances", u64::from(after > before));
     }
     clock(session, record)?;
-    steal(session, record)
+    steal(session, record)?;
+    variants::pv(session, record, "@pv-shown")
 }
 
 fn long(session: &Session<'_, '_>, at: u32) -> Result<u64, Error> {
@@ -54,7 +57,15 @@ fn clock(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error
     // Multiplier and shift follow from the TSC's rate, which the host measures at each boot.
     record.runs("kvmclock.multiplier", number(session.word(CLOCK + 24)?.into()));
     record.runs("kvmclock.shift", number(u64::from(session.word(CLOCK + 28)? & 0xff)));
-    session.one(write(MSR_CLOCK, 0))?;
+    // struct pvclock_wall_clock: version, seconds, nanoseconds
+    let wall = session.ask(&[write(MSR_CLOCK, 0), write(MSR_WALL, WALL.into())])?;
+    record.probes += 1;
+    if let Some(saw) = plain(&wall[1]) {
+        record.saw("kvmclock.wall", saw);
+    }
+    let (version, seconds) = (session.word(WALL)?, session.word(WALL + 4)?);
+    record.value("kvmclock.wall.filled", u64::from(version != 0 && version & 1 == 0 && seconds != 0));
+    record.runs("kvmclock.wall.seconds", number(seconds.into()));
     Ok(())
 }
 
@@ -72,6 +83,8 @@ fn steal(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error
         record.runs("steal-time.steal", Saw::Value(long(session, STEAL)?.into()));
         record.runs("steal-time.version", Saw::Value(u64::from(session.word(STEAL + 8)?).into()));
         record.value("steal-time.flags", session.word(STEAL + 12)?.into());
+        // Written when the vCPU is put aside: 0 while the guest runs.
+        record.value("steal-time.preempted", u64::from(session.word(STEAL + 16)? & 0xff));
     }
     Ok(())
 }

@@ -5,10 +5,10 @@ use evenkeel_sys::layout::{CpuidEntry, X86_XEN_HVM_CONFIG};
 use evenkeel_sys::requests::KVM_XEN_HVM_CONFIG;
 use evenkeel_sys::{Deadline, System};
 
-use super::{apic, cpuid, offered_cpuid};
+use super::{apic, cpuid, msr, offered_cpuid};
 use crate::observation::Record;
 use crate::probe::{Probe, RCX};
-use crate::programs::saw;
+use crate::programs::{plain, saw};
 use crate::session::{Session, load};
 use crate::{Error, abi, guests};
 
@@ -29,14 +29,14 @@ const PV_MSRS: [u32; 11] = [
     0x4b56_4d08,
 ];
 
-/// What is asked for besides: a capability and its argument, of the VM or of its vCPU.
+/// What is asked for besides.
 #[derive(Clone, Copy)]
 enum Enable {
     Nothing,
     /// KVM's side of Xen's interface, hypercalls to userspace.
     Xen,
+    /// A capability of the VM, and its argument.
     Vm(u32, u64),
-    Vcpu(u32, u64),
 }
 
 /// A guest in a machine of its own. Where the kernel does not take what is asked for, that is noted as why not.
@@ -60,9 +60,6 @@ fn guest(
     load(machine.ram(), guests::image())?;
     let vcpu = machine.vcpu(0)?;
     vcpu.set_cpuid(table)?;
-    if let Enable::Vcpu(cap, argument) = enable {
-        vcpu.enable_cap(cap, [argument, 0, 0, 0])?;
-    }
     let deadline = Deadline::new();
     let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
     session.start()?;
@@ -108,21 +105,39 @@ pub fn hidden(system: &System<'_>, irqchip: Irqchip, record: &mut Record) -> Res
     for entry in table.iter_mut().filter(|e| e.function == 0x4000_0001) {
         entry.output = [0; 4];
     }
-    for (enable, suffix) in
-        [(Enable::Nothing, "@pv-hidden"), (Enable::Vcpu(CAP_ENFORCE_PV_FEATURE_CPUID, 1), "@pv-enforced")]
-    {
-        let done = guest(system, irqchip, enable, &table, |_, session| {
-            let probes: Vec<Probe> =
-                PV_MSRS.iter().map(|msr| Probe::new(&[0x0f, 0x32]).with(RCX, u64::from(*msr))).collect();
-            record.probes += probes.len() as u64;
-            for (msr, outcome) in PV_MSRS.iter().zip(session.ask(&probes)?) {
-                if let Some(saw) = saw(&outcome, |_| outcome.edx_eax().unwrap_or_default()) {
-                    record.saw(format!("msr.{msr:x}{suffix}"), saw);
-                }
-            }
-            Ok(())
-        });
-        refused(done, record, &PV_MSRS.map(|msr| format!("msr.{msr:x}{suffix}")))?;
+    // One machine for both: enforcement is a switch of a vCPU that runs.
+    guest(system, irqchip, Enable::Nothing, &table, |_, session| {
+        pv(session, record, "@pv-hidden")?;
+        let enforced = session.vcpu().enable_cap(CAP_ENFORCE_PV_FEATURE_CPUID, [1, 0, 0, 0]);
+        let done = enforced.map_err(Error::from).and_then(|_| pv(session, record, "@pv-enforced"));
+        if irqchip != Irqchip::None {
+            apic::id(session, record)?;
+        }
+        let names = ["", ".write"].map(|what| PV_MSRS.map(|msr| format!("msr.{msr:x}{what}@pv-enforced")));
+        refused(done, record, names.as_flattened())
+    })
+}
+
+/// Reads KVM's own MSRs, and writes what they hold in a guest that has just begun: nothing is switched on by it.
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn pv(session: &mut Session<'_, '_>, record: &mut Record, suffix: &str) -> Result<(), Error> {
+    let probes: Vec<Probe> = PV_MSRS
+        .iter()
+        .flat_map(|msr| {
+            let usual = record.number(&format!("msr.{msr:x}")).unwrap_or_default();
+            [Probe::new(&[0x0f, 0x32]).with(RCX, u64::from(*msr)), msr::write(*msr, usual)]
+        })
+        .collect();
+    record.probes += probes.len() as u64;
+    for (msr, outcomes) in PV_MSRS.iter().zip(session.ask(&probes)?.chunks_exact(2)) {
+        if let Some(saw) = saw(&outcomes[0], |_| outcomes[0].edx_eax().unwrap_or_default()) {
+            record.saw(format!("msr.{msr:x}{suffix}"), saw);
+        }
+        if let Some(saw) = plain(&outcomes[1]) {
+            record.saw(format!("msr.{msr:x}.write{suffix}"), saw);
+        }
     }
     Ok(())
 }
