@@ -40,3 +40,14 @@ pub fn capsule(bytes: &[u8]) {
         }
     }
 }
+
+/// Makes the root that of header and table, where these bytes have both: a fuzzer does not find a digest.
+pub fn reseal(bytes: &mut [u8]) {
+    let Some((head, rest)) = bytes.split_at_mut_checked(crate::header::HEADER) else { return };
+    let count = crate::header::u32_at(head, 20) as usize;
+    let Some(table) = count.checked_mul(crate::header::ENTRY).and_then(|length| rest.get(..length)) else {
+        return;
+    };
+    let root = crate::header::root_of(head, table);
+    head[96..].copy_from_slice(&root.0);
+}

@@ -165,7 +165,7 @@ pub(crate) fn digest_at(bytes: &[u8], at: usize) -> [u8; 32] {
     digest
 }
 
-fn root_of(head: &[u8], table: &[u8]) -> Root {
+pub(crate) fn root_of(head: &[u8], table: &[u8]) -> Root {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&head[..ROOT]);
     hasher.update(table);

@@ -26,6 +26,8 @@ pub mod describe;
 pub mod diff;
 pub mod document;
 pub mod finding;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keeps;
 pub mod layout;
 pub mod pair;

@@ -284,7 +284,7 @@ impl<'s, 'b> Machine<'s, 'b> {
     /// # Errors
     /// As the kernel says: where there is a GIC that is initialized, EBUSY.
     pub fn another(&self, id: u64) -> Result<Vcpu<'b>, Error> {
-        Ok(self._vm.create_vcpu(id)?)
+        Ok(self.vm.create_vcpu(id)?)
     }
 
     /// KVM_ARM_VCPU_INIT once more, for each: what a VMM does at a reset.

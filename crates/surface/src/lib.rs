@@ -13,6 +13,8 @@
 
 pub mod canonical;
 pub mod document;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hex;
 pub mod locate;
 pub mod read;
