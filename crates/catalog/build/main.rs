@@ -5,7 +5,7 @@ mod check;
 mod headers;
 mod interface;
 mod knobs;
-mod layouts;
+pub mod layouts;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

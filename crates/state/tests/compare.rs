@@ -197,7 +197,7 @@ fn whatever_changes_is_found_under_its_name_and_what_is_ignored_is_not() {
                     (true, _) if tag => assert!(!names.is_empty(), "{}/{}", item.name, field.name),
                     (true, _) => {
                         identical += 1;
-                        assert_eq!(names, [field.name.clone()], "{}", item.name);
+                        assert_eq!(names, std::slice::from_ref(&field.name), "{}", item.name);
                     }
                     (false, Compare::Masked) => {
                         masked += 1;
