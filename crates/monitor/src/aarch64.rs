@@ -116,8 +116,8 @@ pub struct Machine<'s, 'b> {
     pub no_gic: Option<String>,
     /// Why there is no ITS.
     pub no_its: Option<String>,
-    _devices: Vec<Device<'b>>,
-    _vm: Vm<'b>,
+    devices: Vec<Device<'b>>,
+    vm: Vm<'b>,
 }
 
 impl<'s, 'b> Machine<'s, 'b> {
@@ -163,20 +163,20 @@ impl<'s, 'b> Machine<'s, 'b> {
             features,
             no_gic: None,
             no_its: None,
-            _devices: Vec::new(),
-            _vm: vm,
+            devices: Vec::new(),
+            vm,
         };
         machine.controllers(configure)?;
         Ok(machine)
     }
 
     fn controllers(&mut self, configure: &Configure<'_>) -> Result<(), Error> {
-        match gic(&self._vm) {
+        match gic(&self.vm) {
             Ok(gic) => {
                 (configure.gic)(&gic)?;
-                self._devices.push(gic);
-                match its(&self._vm) {
-                    Ok(its) => self._devices.push(its),
+                self.devices.push(gic);
+                match its(&self.vm) {
+                    Ok(its) => self.devices.push(its),
                     Err(error) => self.no_its = Some(error.to_string()),
                 }
             }
@@ -190,6 +190,39 @@ impl<'s, 'b> Machine<'s, 'b> {
             }
         }
         Ok(())
+    }
+
+    /// One that somebody else made: its VM, vCPUs, devices and memory, and the target and features that its first vCPU was
+    /// initialized with.
+    pub fn adopt(
+        system: &'s System<'b>,
+        vm: Vm<'b>,
+        vcpus: Vec<Vcpu<'b>>,
+        devices: Vec<Device<'b>>,
+        ram: Arc<Ram>,
+        (target, features): (u32, u32),
+    ) -> Self {
+        Machine { system, vcpus, ram, target, features, no_gic: None, no_its: None, devices, vm }
+    }
+
+    /// `/dev/kvm`.
+    pub fn system(&self) -> &'s System<'b> {
+        self.system
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm<'b> {
+        &self.vm
+    }
+
+    /// Its vCPUs, in the order in which they were made.
+    pub fn vcpus(&self) -> &[Vcpu<'b>] {
+        &self.vcpus
+    }
+
+    /// Its interrupt controllers, in the order in which they were made.
+    pub fn devices(&self) -> &[Device<'b>] {
+        &self.devices
     }
 
     /// Its memory.

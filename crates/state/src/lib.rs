@@ -6,16 +6,31 @@
 //! * [`registers`] is the matrix of arm64 registers between many hosts, which was here first.
 #![forbid(unsafe_code)]
 
+pub mod arm64;
 mod clocks;
 mod compare;
 mod gaps;
 mod image;
 mod manifest;
+mod noting;
+pub mod order;
+mod outcome;
+mod pack;
+mod parts;
 pub mod registers;
+mod remake;
 pub mod view;
+pub mod x86;
 
 pub use compare::{Difference, Elapsed, compare, compare_items};
 pub use gaps::{FoundGap, gaps, looked_for};
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
+pub use noting::Noting;
+pub use outcome::{Absent, Became, Found, Left, NotKept, Refused, Report, Saved, Unsaved};
+pub use pack::{
+    Attribute, Unpacked, pack_attributes, pack_registers, register_size, unpack_attributes, unpack_registers,
+};
+pub use parts::{Cpu, Parts, Retire};
+pub use remake::Made;
 pub use view::view;

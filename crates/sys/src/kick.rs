@@ -15,11 +15,49 @@ type Handler = extern "C" fn(c_int);
 // SAFETY: as glibc declares them (signal.h).
 unsafe extern "C" {
     fn signal(number: c_int, handler: Handler) -> usize;
+    fn pthread_sigmask(how: c_int, set: *const SignalSet, before: *mut SignalSet) -> c_int;
     fn tgkill(process: c_int, thread: c_int, number: c_int) -> c_int;
 }
 
 /// KVM_RUN comes back because a signal is pending; the handler itself has nothing to do.
 extern "C" fn nothing(_: c_int) {}
+
+/// A signal of this thread that is pending, and blocked outside of KVM_RUN, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    before: SignalSet,
+}
+
+/// glibc's `sigset_t`: 1024 bits, of which the kernel has the first 64.
+type SignalSet = [u64; 16];
+const SIG_BLOCK: c_int = 0;
+const SIG_SETMASK: c_int = 2;
+
+impl Pending {
+    /// All signals but this one: what KVM_RUN is to block meanwhile.
+    pub(crate) const MASK: u64 = !(1 << (SIGNAL - 1));
+
+    pub(crate) fn new() -> Pending {
+        prepare();
+        let mut ours: SignalSet = [0; 16];
+        ours[0] = !Self::MASK;
+        let mut before: SignalSet = [0; 16];
+        let (process, thread) = (rustix::process::getpid(), rustix::thread::gettid());
+        // SAFETY: two sets of the size that glibc has, and a signal to this thread, which has a handler that does nothing.
+        unsafe {
+            pthread_sigmask(SIG_BLOCK, &ours, &mut before);
+            tgkill(process.as_raw_nonzero().get(), thread.as_raw_nonzero().get(), SIGNAL);
+        }
+        Pending { before }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // SAFETY: as above; the signal arrives now, at the handler that does nothing.
+        unsafe { pthread_sigmask(SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
 
 fn prepare() {
     static ONCE: Once = Once::new();

@@ -14,6 +14,16 @@ pub const X86_SREGS2_FLAGS: usize = 280;
 pub const X86_LAPIC: usize = 1024;
 /// `struct kvm_xsave` without its flexible part.
 pub const X86_XSAVE: usize = 4096;
+/// `struct kvm_fpu`.
+pub const X86_FPU: usize = 416;
+/// `struct kvm_guest_debug`, x86.
+pub const X86_GUEST_DEBUG: usize = 72;
+/// `struct kvm_pmu_event_filter` without its events.
+pub const X86_PMU_FILTER: usize = 32;
+/// `struct kvm_msr_filter`: a word of flags, and 16 ranges of 24 bytes.
+pub const X86_MSR_FILTER: usize = 392;
+/// `struct kvm_xen_hvm_attr` and `struct kvm_xen_vcpu_attr`.
+pub const X86_XEN_ATTR: usize = 72;
 /// `struct kvm_xcrs`.
 pub const X86_XCRS: usize = 392;
 /// `struct kvm_vcpu_events`, both architectures.
@@ -124,6 +134,12 @@ mod tests {
         assert_eq!(X86_LAPIC, size_of::<kvm_lapic_state>());
         assert_eq!(X86_XSAVE, size_of::<kvm_xsave>());
         assert_eq!(X86_XCRS, size_of::<kvm_xcrs>());
+        assert_eq!(X86_FPU, size_of::<kvm_fpu>());
+        assert_eq!(X86_GUEST_DEBUG, size_of::<kvm_guest_debug>());
+        assert_eq!(X86_PMU_FILTER, size_of::<kvm_pmu_event_filter>());
+        assert_eq!(X86_MSR_FILTER, size_of::<kvm_msr_filter>());
+        assert_eq!(X86_XEN_ATTR, size_of::<kvm_xen_hvm_attr>());
+        assert_eq!(X86_XEN_ATTR, size_of::<kvm_xen_vcpu_attr>());
         assert_eq!(VCPU_EVENTS, size_of::<kvm_vcpu_events>());
         assert_eq!(X86_VCPU_EVENTS_FLAGS, offset_of!(kvm_vcpu_events, flags));
         assert_eq!(X86_DEBUGREGS, size_of::<kvm_debugregs>());

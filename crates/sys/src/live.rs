@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 
 use crate::ram::Mapping;
-use crate::requests::KVM_SET_USER_MEMORY_REGION;
+use crate::requests::{KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
 use crate::{
     Arg, Backend, Creates, Errno, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source, environment,
 };
@@ -81,7 +81,17 @@ impl Backend for Live {
                 let mut head = head.to_vec();
                 let mut room = roomy(payload, request.slack);
                 let (at, _) = request.payload.ok_or_else(|| shape(request))?;
-                head[at..at + 8].copy_from_slice(&(room.as_mut_ptr() as u64).to_ne_bytes());
+                if request.number == KVM_X86_SET_MSR_FILTER.number {
+                    // Sixteen pointers instead of one: `check` has seen that there is enough to point at.
+                    let mut offset = 0;
+                    for range in head[8..].chunks_exact_mut(24) {
+                        let address = room.as_mut_ptr().wrapping_add(offset) as u64;
+                        range[16..].copy_from_slice(&address.to_ne_bytes());
+                        offset += bitmap(range);
+                    }
+                } else {
+                    head[at..at + 8].copy_from_slice(&(room.as_mut_ptr() as u64).to_ne_bytes());
+                }
                 let returned = ioctl(&fd, request, head.as_mut_ptr().cast());
                 payload.copy_from_slice(&room[..payload.len()]);
                 returned
@@ -158,6 +168,7 @@ fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
         Arg::Pointing { head, payload } => {
             let enough = match request.name {
                 "KVM_ARM_GET_REG_WRITABLE_MASKS" => crate::layout::ARM_FEATURE_ID_RANGE * 8,
+                "KVM_X86_SET_MSR_FILTER" if fits(head) => head[8..].chunks_exact(24).map(bitmap).sum(),
                 _ => 0,
             };
             (
@@ -171,6 +182,11 @@ fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
         (_, false) => Err(Refusal::Nonsense(format!("the buffer is too small for {}", request.name))),
         _ => Ok(()),
     }
+}
+
+/// Bytes of the bitmap that a range of `struct kvm_msr_filter` points at: a bit an MSR, in words of 64.
+fn bitmap(range: &[u8]) -> usize {
+    (crate::layout::word(range, 4) as usize).div_ceil(64) * 8
 }
 
 fn roomy(bytes: &[u8], slack: usize) -> Vec<u8> {

@@ -74,6 +74,36 @@ requests! {
     KVM_GET_MSRS = Request::iowr("KVM_GET_MSRS", KVM, 0x88, 8).tailed(0, 8, X86_MSR_ENTRY);
     /// The same, set, of a vCPU.
     KVM_SET_MSRS = Request::iow("KVM_SET_MSRS", KVM, 0x89, 8).tailed(0, 8, X86_MSR_ENTRY);
+    /// An external interrupt, where no APIC is in the kernel (x86).
+    KVM_INTERRUPT = Request::iow("KVM_INTERRUPT", KVM, 0x86, 4);
+    /// The signals that are blocked while a guest runs: a length, and as many bytes.
+    KVM_SET_SIGNAL_MASK = Request::iow("KVM_SET_SIGNAL_MASK", KVM, 0x8b, 4).tailed(0, 4, 1);
+    /// The same with no mask: those of the thread.
+    KVM_UNSET_SIGNAL_MASK = Request::iow("KVM_SET_SIGNAL_MASK(NULL)", KVM, 0x8b, 4).flowing(Flow::Int);
+    /// x87 and SSE registers (x86).
+    KVM_GET_FPU = Request::ior("KVM_GET_FPU", KVM, 0x8c, X86_FPU);
+    /// The same, set.
+    KVM_SET_FPU = Request::iow("KVM_SET_FPU", KVM, 0x8d, X86_FPU);
+    /// A non-maskable interrupt (x86).
+    KVM_NMI = Request::io("KVM_NMI", KVM, 0x9a);
+    /// Single steps and breakpoints of whoever debugs the guest from outside.
+    KVM_SET_GUEST_DEBUG = Request::iow("KVM_SET_GUEST_DEBUG", KVM, 0x9b, X86_GUEST_DEBUG);
+    /// Whether lost ticks of the PIT are made up for (x86).
+    KVM_REINJECT_CONTROL = Request::io("KVM_REINJECT_CONTROL", KVM, 0x71).flowing(Flow::In).slack(64);
+    /// The id of the vCPU that starts the machine (x86).
+    KVM_SET_BOOT_CPU_ID = Request::io("KVM_SET_BOOT_CPU_ID", KVM, 0x78);
+    /// Which events of performance monitoring a guest may count.
+    KVM_SET_PMU_EVENT_FILTER = Request::iow("KVM_SET_PMU_EVENT_FILTER", KVM, 0xb2, X86_PMU_FILTER).tailed(4, X86_PMU_FILTER, 8);
+    /// Which MSRs a guest may touch: a bitmap for each of 16 ranges, one behind the other in the payload.
+    KVM_X86_SET_MSR_FILTER = Request::iow("KVM_X86_SET_MSR_FILTER", KVM, 0xc6, X86_MSR_FILTER).pointing(24, Flow::In);
+    /// Xen's state of a VM (x86).
+    KVM_XEN_HVM_GET_ATTR = Request::iowr("KVM_XEN_HVM_GET_ATTR", KVM, 0xc8, X86_XEN_ATTR);
+    /// The same, set.
+    KVM_XEN_HVM_SET_ATTR = Request::iow("KVM_XEN_HVM_SET_ATTR", KVM, 0xc9, X86_XEN_ATTR);
+    /// Xen's state of a vCPU (x86).
+    KVM_XEN_VCPU_GET_ATTR = Request::iowr("KVM_XEN_VCPU_GET_ATTR", KVM, 0xca, X86_XEN_ATTR);
+    /// The same, set.
+    KVM_XEN_VCPU_SET_ATTR = Request::iow("KVM_XEN_VCPU_SET_ATTR", KVM, 0xcb, X86_XEN_ATTR);
     /// The local APIC's register page (x86).
     KVM_GET_LAPIC = Request::ior("KVM_GET_LAPIC", KVM, 0x8e, X86_LAPIC);
     /// The same, set.
@@ -136,6 +166,8 @@ requests! {
     KVM_GET_NESTED_STATE = Request::iowr("KVM_GET_NESTED_STATE", KVM, 0xbe, X86_NESTED_STATE).tailed(4, 0, 1);
     /// The same, set.
     KVM_SET_NESTED_STATE = Request::iow("KVM_SET_NESTED_STATE", KVM, 0xbf, X86_NESTED_STATE).tailed(4, 0, 1);
+    /// Moves both counters of a VM together (arm64): `struct kvm_arm_counter_offset`.
+    KVM_ARM_SET_COUNTER_OFFSET = Request::iow("KVM_ARM_SET_COUNTER_OFFSET", KVM, 0xb5, 16);
     /// CPUID of the Hyper-V interface (x86).
     KVM_GET_SUPPORTED_HV_CPUID =
         Request::iowr("KVM_GET_SUPPORTED_HV_CPUID", KVM, 0xc1, 8).tailed(0, 8, X86_CPUID_ENTRY);

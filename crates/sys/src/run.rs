@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::kick::Pending;
 use crate::layout::{long, word};
 use crate::ram::Mapping;
 use crate::requests::*;
@@ -135,6 +136,21 @@ impl<'v, 'b> Runner<'v, 'b> {
             Err(error) if matches!(error.why, Refusal::Errno(Errno::EINTR)) => Ok(Exit::Interrupted),
             Err(error) => Err(error),
         }
+    }
+
+    /// Runs with a signal pending: the kernel comes as far as it does before it would enter the guest, turns timers that
+    /// expired meanwhile into interrupts, and comes back. Nothing of the guest is executed. A mask that was set with
+    /// KVM_SET_SIGNAL_MASK is gone afterwards.
+    pub fn run_signalled(&mut self) -> Result<Exit, Error> {
+        let mut mask = [0; 12];
+        mask[..4].copy_from_slice(&8_u32.to_ne_bytes());
+        mask[4..].copy_from_slice(&Pending::MASK.to_ne_bytes());
+        let pending = Pending::new();
+        self.vcpu.set(&KVM_SET_SIGNAL_MASK, &mask)?;
+        let exit = self.run();
+        let unset = self.vcpu.int(&KVM_UNSET_SIGNAL_MASK, 0);
+        drop(pending);
+        unset.and(exit)
     }
 
     /// Answers the read that the guest stopped at. Bytes that are missing are 0xff, as on a bus where nobody answers;

@@ -78,6 +78,11 @@ impl<'v, 'b> Session<'v, 'b> {
         self.runner.vcpu()
     }
 
+    /// What runs it: to save its state between two questions.
+    pub fn runner(&mut self) -> &mut Runner<'v, 'b> {
+        &mut self.runner
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &Ram {
         &self.machine_ram

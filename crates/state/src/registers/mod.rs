@@ -37,6 +37,7 @@ pub use error::{Error, Malformed};
 pub use gic::{Attempt, GicRevisions, Moment, gic_revisions};
 pub use load::{load, load_all};
 pub use order::{Group, group, rank};
+pub(crate) use order::{SVE_VECTOR_LENGTHS, rank_in};
 pub use save::save;
 pub use shape::Shape;
 pub use value::Value;

@@ -1,9 +1,8 @@
 //! In which order registers are set: as the catalog's edges say.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use evenkeel_catalog::{self as catalog, Arch};
 
-use evenkeel_catalog::{self as catalog, Arch, EDGES};
+use crate::order::{Order, Phase};
 
 /// The vector lengths of SVE (KVM_REG_ARM64_SVE_VLS): fixed once SVE is finalized, and set before that.
 pub(crate) const SVE_VECTOR_LENGTHS: u64 = 0x6060_0000_0015_ffff;
@@ -63,43 +62,17 @@ fn is_identity(id: u64) -> bool {
 
 /// How many items must be set before this register, at the least. Ascending is an order that keeps every edge.
 pub fn rank(id: u64) -> u32 {
-    let depths = depths();
-    let of = |item: &str| depths.get(item).copied().unwrap_or(0);
-    of(group(id).item()).max(of(&format!("reg.{id:x}")))
+    rank_in(Order::catalogued(Arch::Aarch64, Phase::Restore), id)
 }
 
-/// For each item of the catalog's edges, the length of the longest way to it.
-fn depths() -> &'static HashMap<&'static str, u32> {
-    static DEPTHS: OnceLock<HashMap<&'static str, u32>> = OnceLock::new();
-    DEPTHS.get_or_init(|| {
-        let edges = || EDGES.iter().filter(|e| e.arch == Arch::Aarch64 && e.phase == "restore");
-        let mut depths: HashMap<&str, u32> = HashMap::new();
-        // No way is longer than there are edges; a circle would be found by the test below.
-        for _ in 0..edges().count() {
-            let mut changed = false;
-            for edge in edges() {
-                let least = depths.get(edge.before).copied().unwrap_or(0) + 1;
-                let depth = depths.entry(edge.after).or_default();
-                changed |= *depth < least;
-                *depth = least.max(*depth);
-            }
-            if !changed {
-                break;
-            }
-        }
-        depths
-    })
+/// The same in another order than the catalog's.
+pub(crate) fn rank_in(order: &Order, id: u64) -> u32 {
+    order.rank(group(id).item()).max(order.rank(&format!("reg.{id:x}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_edges_have_no_circle() {
-        let count = EDGES.len() as u32;
-        assert!(count > 20 && depths().values().all(|depth| *depth < count));
-    }
 
     #[test]
     fn identity_comes_before_firmware_before_the_rest_before_counters() {

@@ -16,6 +16,8 @@ pub const VECTORS: usize = 0x800;
 
 /// A vCPU's own area, its stack at the end.
 pub const AREA: u64 = MEMORY_BASE + 0x2_0000;
+/// How many vCPUs can have one.
+pub const AREAS: usize = 6;
 /// Its length.
 pub const AREA_BYTES: u64 = 0x1_0000;
 /// Within an area: the index of the next probe (32 bits).
@@ -41,7 +43,7 @@ pub const SCRATCH: u64 = MEMORY_BASE + 0x8_0000;
 pub const TABLE: u64 = MEMORY_BASE + 0x10_0000;
 /// The results.
 pub const OUTCOMES: u64 = MEMORY_BASE + 0x20_0000;
-/// The most probes in a batch; a vCPU other than the first has half of that.
+/// The most probes in a batch; the vCPUs other than the first have half of that, one after the other.
 pub const BATCH: usize = 2048;
 
 /// A probe's length.
@@ -85,7 +87,7 @@ mod tests {
         let places = [
             (PAGES, 0x1000),
             (CODE, CODE_BYTES as u64),
-            (AREA, 2 * AREA_BYTES),
+            (AREA, AREAS as u64 * AREA_BYTES),
             (SCRATCH, 0x1_0000),
             (TABLE, (BATCH * PROBE_BYTES) as u64),
             (OUTCOMES, (BATCH * RESULT_BYTES) as u64),

@@ -1,0 +1,415 @@
+//! Setting, reading back, and accounting for every item.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use evenkeel_catalog::Arch as CatalogArch;
+use evenkeel_surface::Arch;
+use evenkeel_sys::layout::*;
+use evenkeel_sys::requests::*;
+use evenkeel_sys::{Error, Refusal};
+
+use super::clock::{self, Clock, Policy};
+use super::host::{Host, TSC_OFFSET};
+use super::plan::{self, Read};
+use super::{groups, lapic, msrs, same, xen};
+use crate::order::{Order, Phase};
+use crate::{Became, Found, Image, Item, Left, NotKept, Noted, Owner, Parts, Refused, Report, Role};
+
+/// How to set state.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What the guest's clocks do.
+    pub clocks: Policy,
+}
+
+/// Sets an image in a VM that was made as its manifest says and has the guest's memory, and has not run yet.
+///
+/// # Errors
+/// The image is not for this VM: nothing was set.
+pub fn restore(parts: &mut Parts<'_, '_>, image: &Image, options: &Options) -> Result<Report, Refused> {
+    let host = Host::ask(parts)?;
+    restore_with(parts, image, options, &host, Order::catalogued(CatalogArch::X86_64, Phase::Restore))
+}
+
+/// A part of an item that is set in one go.
+struct Step<'i> {
+    rank: u32,
+    owner: Owner,
+    item: &'i Item,
+    /// Which MSRs, for the item that holds many of different ranks.
+    msrs: Vec<(u32, u64)>,
+}
+
+/// The same, with what was asked of the host earlier, and in this order.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_with(
+    parts: &mut Parts<'_, '_>,
+    image: &Image,
+    options: &Options,
+    host: &Host,
+    order: &Order,
+) -> Result<Report, Refused> {
+    check(parts, image)?;
+    let mut setting =
+        Setting { parts, image, options, host, failed: BTreeMap::new(), report: Report::default() };
+    for step in steps(image, order) {
+        setting.set(&step);
+    }
+    setting.debug();
+    setting.read_back();
+    Ok(setting.report)
+}
+
+/// The image is one of a VM like this.
+fn check(parts: &Parts<'_, '_>, image: &Image) -> Result<(), Refused> {
+    let hint = "nothing is left over: the image is refused as a whole";
+    if image.arch != Arch::X86_64 {
+        return Err(Refused::new(Owner::Vm, "", format!("the image is of {}", image.arch.name())));
+    }
+    let mut seen = BTreeSet::new();
+    for item in &image.items {
+        let refused = |why: &str| Err(Refused::new(item.owner, &item.name, why).hint(hint));
+        match (plan::belongs(&item.name), item.owner) {
+            (None, _) => return refused("no such item is known"),
+            (Some(true), Owner::Vcpu(index)) if (index as usize) < parts.cpus.len() => {}
+            (Some(false), Owner::Vm) => {}
+            _ => return refused("this VM has no such part"),
+        }
+        if !seen.insert((item.owner, &item.name)) {
+            return refused("it is there twice");
+        }
+        if let Some(why) = misshapen(item) {
+            return refused(&why);
+        }
+    }
+    for owner in (0..parts.cpus.len() as u32).map(Owner::Vcpu) {
+        if !seen.iter().any(|(of, _)| *of == owner) {
+            return Err(Refused::new(owner, "", "the image has no such vCPU").hint("make as many as it has"));
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with an item's length.
+fn misshapen(item: &Item) -> Option<String> {
+    let length = item.bytes.len();
+    let fixed = |size: usize| (length != size).then(|| format!("{length} bytes, and {size} are right"));
+    let many = |each: usize| {
+        (length == 0 || !length.is_multiple_of(each))
+            .then(|| format!("{length} bytes are no entries of {each}"))
+    };
+    match item.name.as_str() {
+        "xsave2" => {
+            (!(X86_XSAVE..=X86_XSAVE + (64 << 10)).contains(&length)).then(|| format!("{length} bytes"))
+        }
+        "cpuid" => many(X86_CPUID_ENTRY),
+        "msrs" => many(X86_MSR_ENTRY),
+        "xen-vcpu" | "xen-vm" => many(X86_XEN_ATTR),
+        "ssp" => many(16),
+        "mce" | "tsc-offset" => fixed(8),
+        "tsc-khz" => fixed(4),
+        "irqchip" => fixed(3 * X86_IRQCHIP),
+        "nested-state" => (length < X86_NESTED_STATE || length != word(&item.bytes, 4) as usize)
+            .then(|| format!("{length} bytes")),
+        "sregs" => fixed(X86_SREGS),
+        "sregs2" => fixed(X86_SREGS2),
+        "fpu" => fixed(X86_FPU),
+        "xsave" => fixed(X86_XSAVE),
+        name => {
+            let group = groups::by_name(name)?;
+            fixed(group.get.size())
+        }
+    }
+}
+
+/// Everything that is set, in order: by rank over all vCPUs, then by owner.
+fn steps<'i>(image: &'i Image, order: &Order) -> Vec<Step<'i>> {
+    let mut steps: Vec<Step<'i>> = Vec::with_capacity(image.items.len());
+    for item in &image.items {
+        let owner = item.owner;
+        if item.name != "msrs" {
+            steps.push(Step { rank: order.rank(&item.name), owner, item, msrs: Vec::new() });
+            continue;
+        }
+        let mut by_rank: BTreeMap<u32, Vec<(u32, u64)>> = BTreeMap::new();
+        for (msr, value) in msrs::unpack(&item.bytes) {
+            by_rank.entry(order.rank(&format!("msr.{msr:x}"))).or_default().push((msr, value));
+        }
+        steps.extend(by_rank.into_iter().map(|(rank, msrs)| Step { rank, owner, item, msrs }));
+    }
+    steps.sort_by_key(|step| (step.rank, step.owner));
+    steps
+}
+
+struct Setting<'p, 'g, 'b, 'i> {
+    parts: &'p Parts<'g, 'b>,
+    image: &'i Image,
+    options: &'p Options,
+    host: &'p Host,
+    /// What failed: by item, or by MSR.
+    failed: BTreeMap<(Owner, String), Error>,
+    report: Report,
+}
+
+impl Setting<'_, '_, '_, '_> {
+    fn set(&mut self, step: &Step<'_>) {
+        if step.item.name == "msrs" {
+            self.set_msrs(step);
+        } else if let Err(error) = self.set_item(step.owner, step.item) {
+            self.failed.insert((step.owner, step.item.name.clone()), error);
+        }
+    }
+
+    fn set_item(&mut self, owner: Owner, item: &Item) -> Result<(), Error> {
+        let bytes = &item.bytes;
+        let Owner::Vcpu(index) = owner else {
+            let vm = self.parts.vm;
+            return match item.name.as_str() {
+                "irqchip" => bytes
+                    .chunks_exact(X86_IRQCHIP)
+                    .try_for_each(|chip| vm.set(&KVM_SET_IRQCHIP, chip).map(drop)),
+                "clock" => {
+                    let clock = Clock::read(bytes);
+                    vm.set(&KVM_SET_CLOCK, &clock.to_set(self.host.clock, self.options.clocks)).map(drop)
+                }
+                "pit2" => vm.set(&KVM_SET_PIT2, bytes).map(drop),
+                _ => xen::set(vm, false, bytes),
+            };
+        };
+        let vcpu = self.parts.cpus[index as usize].vcpu;
+        match item.name.as_str() {
+            "cpuid" => {
+                let entries: Vec<CpuidEntry> =
+                    bytes.chunks_exact(X86_CPUID_ENTRY).map(CpuidEntry::from_bytes).collect();
+                vcpu.set_cpuid(&entries)
+            }
+            "mce" => {
+                let wanted = long(bytes, 0);
+                let there = vcpu.msrs().get(&[msrs::MCG_CAP]).remove(0);
+                if there.is_ok_and(|cap| cap == wanted) { Ok(()) } else { vcpu.setup_mce(wanted) }
+            }
+            "nested-state" => vcpu.set(&KVM_SET_NESTED_STATE, bytes).map(drop),
+            "ssp" => bytes.chunks_exact(16).try_for_each(|r| vcpu.set_one_reg(long(r, 0), &r[8..])),
+            "tsc-khz" => {
+                // Where nothing has to be changed nothing is asked for: not every kernel can.
+                let khz = word(bytes, 0);
+                let there = vcpu.int(&KVM_GET_TSC_KHZ, 0);
+                if there.is_ok_and(|now| now.cast_unsigned() == khz) {
+                    return Ok(());
+                }
+                vcpu.int(&KVM_SET_TSC_KHZ, khz.into()).map(drop)
+            }
+            "tsc-offset" => match self.offset(owner, long(bytes, 0))? {
+                Some(offset) => vcpu.set_attr(TSC_OFFSET.0, TSC_OFFSET.1, &offset.to_ne_bytes()),
+                None => Ok(()),
+            },
+            "sregs2" if !self.host.sregs2 => vcpu.set(&KVM_SET_SREGS, &as_sregs(bytes)).map(drop),
+            "lapic" => {
+                if let lapic::Set::Cleared = lapic::set(vcpu, bytes, self.x2apic(owner))? {
+                    let what = "the one-shot timer has fired, and its initial count reads 0 now".to_owned();
+                    self.report.gaps.push(Found { gap: "G06".to_owned(), owner, what });
+                }
+                Ok(())
+            }
+            "xen-vcpu" => xen::set(vcpu, true, bytes),
+            name => match groups::by_name(name) {
+                Some(group) => vcpu.set(group.set, bytes).map(drop),
+                None => Err(vcpu.error(&KVM_SET_REGS, name, Refusal::Nonsense("no such group".to_owned()))),
+            },
+        }
+    }
+
+    fn x2apic(&self, owner: Owner) -> bool {
+        let base = |name: &str, at: usize| self.image.item(owner, name).map(|item| long(&item.bytes, at));
+        base("sregs2", APIC_BASE).or_else(|| base("sregs", APIC_BASE)).is_some_and(|b| b & lapic::X2APIC != 0)
+    }
+
+    /// The offset that gives this vCPU its TSC here; none where it takes MSR_IA32_TSC.
+    fn offset(&self, owner: Owner, saved: u64) -> Result<Option<u64>, Error> {
+        let (Some(clock), Some(khz)) =
+            (self.image.item(Owner::Vm, "clock"), self.image.item(owner, "tsc-khz"))
+        else {
+            return Ok(None);
+        };
+        let clock = Clock::read(&clock.bytes);
+        if !self.host.tsc_offset || !clock.is_whole() {
+            return Ok(None);
+        }
+        let mut here = vec![0; X86_CLOCK];
+        groups::fill(self.parts.vm, &KVM_GET_CLOCK, &mut here, 0)?;
+        Ok(clock::offset(clock, saved, word(&khz.bytes, 0), Clock::read(&here), self.options.clocks))
+    }
+
+    /// The TSC is carried by its offset.
+    fn has_offset(&self, owner: Owner) -> bool {
+        let whole = self.image.item(Owner::Vm, "clock").is_some_and(|c| Clock::read(&c.bytes).is_whole());
+        whole && self.host.tsc_offset && self.image.item(owner, "tsc-offset").is_some()
+    }
+
+    fn set_msrs(&mut self, step: &Step<'_>) {
+        let Owner::Vcpu(index) = step.owner else { return };
+        let mut wanted = Vec::with_capacity(step.msrs.len());
+        for &(msr, value) in &step.msrs {
+            let why = if msr == msrs::TSC && self.has_offset(step.owner) {
+                Some("carried by the offset of the TSC")
+            } else {
+                msrs::left_alone(msr)
+            };
+            match why {
+                Some(why) => {
+                    self.report.left.push(Left { owner: step.owner, item: format!("msr.{msr:x}"), why })
+                }
+                None => wanted.push((msr, value)),
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let results = self.parts.cpus[index as usize].vcpu.msrs().set(&wanted);
+        for ((msr, _), result) in wanted.iter().zip(results) {
+            if let Err(error) = result {
+                self.failed.insert((step.owner, format!("msr.{msr:x}")), error);
+            }
+        }
+    }
+
+    /// What a debugger outside selected: behind the registers, because a single step is of the instruction at hand.
+    fn debug(&mut self) {
+        for call in self.image.manifest.calls.iter().filter(|c| is_later(c)) {
+            let Role::Vcpu(index) = call.on else { continue };
+            let Some(cpu) = self.parts.cpus.get(index as usize) else { continue };
+            if let Err(error) = cpu.vcpu.set(&KVM_SET_GUEST_DEBUG, &call.argument) {
+                self.wrong(
+                    Owner::Vcpu(index),
+                    "vm-config",
+                    "guest-debug",
+                    &call.argument,
+                    None,
+                    Some(&error),
+                );
+            }
+        }
+    }
+
+    /// Reads every item of the image, in the order of saving, and compares.
+    fn read_back(&mut self) {
+        let order = Order::catalogued(CatalogArch::X86_64, Phase::Save);
+        for (owner, name) in plan::all(order, self.parts.cpus.len()) {
+            let Some(item) = self.image.item(owner, name) else { continue };
+            let numbers: Vec<u32> = match name {
+                "msrs" => msrs::unpack(&item.bytes).iter().map(|(msr, _)| *msr).collect(),
+                _ => Vec::new(),
+            };
+            let here = match name {
+                "sregs2" if !self.host.sregs2 => "sregs",
+                "sregs" if self.host.sregs2 => "sregs2",
+                "xsave2" if self.host.xsave2 == 0 => "xsave",
+                "xsave" if self.host.xsave2 != 0 => "xsave2",
+                name => name,
+            };
+            let failed = self.failed.get(&(owner, name.to_owned())).cloned();
+            match plan::read(self.parts, self.host, owner, here, Some(&numbers)) {
+                Ok(Read::Bytes(got)) => self.compare(owner, name, &item.bytes, &got),
+                Ok(Read::Absent(_)) => self.wrong(owner, name, "", &item.bytes, None, failed.as_ref()),
+                Err(_) if name == "msrs" => self.compare_each(owner, &item.bytes),
+                Err(error) => {
+                    self.wrong(owner, name, "", &item.bytes, None, Some(failed.as_ref().unwrap_or(&error)));
+                }
+            }
+        }
+    }
+
+    fn compare(&mut self, owner: Owner, name: &str, wanted: &[u8], got: &[u8]) {
+        if name == "tsc-offset" {
+            if !self.has_offset(owner) {
+                let why = "MSR_IA32_TSC was written instead";
+                self.report.left.push(Left { owner, item: name.to_owned(), why });
+            } else if let Some(error) = self.failed.get(&(owner, name.to_owned())).cloned() {
+                self.wrong(owner, name, "", wanted, Some(got), Some(&error));
+            }
+            return;
+        }
+        let same::Compared { kept, running, differ } = same::compare(name, wanted, got);
+        self.report.kept += kept;
+        self.report.running += running;
+        let cleared = |field: &str| {
+            name == "lapic"
+                && field == same::TMICT
+                && self.report.gaps.iter().any(|f| f.gap == "G06" && f.owner == owner)
+        };
+        let differ: Vec<_> = differ.into_iter().filter(|d| !cleared(&d.field)).collect();
+        for same::Differs { field, wanted, got } in differ {
+            let place = if name == "msrs" { field.as_str() } else { name };
+            if self.report.left.iter().any(|left| left.owner == owner && left.item == place) {
+                continue;
+            }
+            let failed = self.failed.get(&(owner, place.to_owned())).cloned();
+            self.wrong(owner, name, &field, &wanted, got.as_deref(), failed.as_ref());
+        }
+    }
+
+    /// MSRs one by one, because one of them cannot be read.
+    fn compare_each(&mut self, owner: Owner, wanted: &[u8]) {
+        let Owner::Vcpu(index) = owner else { return };
+        let wanted = msrs::unpack(wanted);
+        let numbers: Vec<u32> = wanted.iter().map(|(msr, _)| *msr).collect();
+        let answers = self.parts.cpus[index as usize].vcpu.msrs().get(&numbers);
+        let mut there = (Vec::new(), Vec::new());
+        for ((msr, value), answer) in wanted.into_iter().zip(answers) {
+            match answer {
+                Ok(got) => {
+                    there.0.push((msr, value));
+                    there.1.push((msr, got));
+                }
+                Err(error) => {
+                    let field = format!("msr.{msr:x}");
+                    let failed = self.failed.get(&(owner, field.clone())).cloned().unwrap_or(error);
+                    self.wrong(owner, "msrs", &field, &value.to_ne_bytes(), None, Some(&failed));
+                }
+            }
+        }
+        self.compare(owner, "msrs", &msrs::pack(&there.0), &msrs::pack(&there.1));
+    }
+
+    fn wrong(
+        &mut self,
+        owner: Owner,
+        item: &str,
+        field: &str,
+        wanted: &[u8],
+        now: Option<&[u8]>,
+        failed: Option<&Error>,
+    ) {
+        let became = match (now, failed) {
+            (_, Some(_)) => Became::Refused,
+            (Some(_), None) => Became::Altered,
+            (None, None) => Became::Unreadable,
+        };
+        self.report.not_kept.push(NotKept {
+            owner,
+            item: item.to_owned(),
+            field: field.to_owned(),
+            became,
+            wanted: wanted.to_vec(),
+            now: now.map(<[u8]>::to_vec),
+            error: failed.map(ToString::to_string),
+        });
+    }
+}
+
+/// A call of the manifest that is made when all state is in place.
+pub(super) fn is_later(call: &Noted) -> bool {
+    call.call == "KVM_SET_GUEST_DEBUG"
+}
+
+/// Where `kvm_sregs` and `kvm_sregs2` have the APIC's base.
+const APIC_BASE: usize = 272;
+
+/// The older structure: the PDPTRs come from memory then, and pending interrupts are among the events.
+fn as_sregs(sregs2: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; X86_SREGS];
+    bytes[..X86_SREGS2_FLAGS].copy_from_slice(&sregs2[..X86_SREGS2_FLAGS]);
+    bytes
+}

@@ -1,0 +1,99 @@
+//! The state of an x86 guest on the real KVM: saved, set in another VM, saved again.
+#![cfg(target_arch = "x86_64")]
+
+mod asm;
+mod scenes;
+mod stage;
+
+use evenkeel_monitor::{Irqchip, Machine, Shape};
+use evenkeel_state::{Cpu, Manifest, Parts, x86};
+use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
+use evenkeel_sys::{Deadline, Live, System};
+use evenkeel_witness::probe::{Probe, RAX, RBX, RCX, RDX};
+use evenkeel_witness::session::{Session, load};
+use evenkeel_witness::{abi, guests};
+use stage::{Orders, Scene, play};
+
+const SHAPE: Shape = Shape { irqchip: Irqchip::Kernel, pit: true, memory: abi::MEMORY };
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_the_witness_goes_on_in_another_vm() {
+    let live = Live::new();
+    let system = System::open(&live).unwrap();
+    let cpuid = system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap();
+    let first = Machine::new(&system, SHAPE).unwrap();
+    load(first.ram(), guests::image()).unwrap();
+    let vcpu = first.vcpu(0).unwrap();
+    vcpu.set_cpuid(&cpuid).unwrap();
+    let deadline = Deadline::new();
+    let mut session = Session::new(&first, &vcpu, 0, &deadline).unwrap();
+    session.start().unwrap();
+    let questions = [
+        Probe::new(&[0x0f, 0xa2]).with(RAX, 1),
+        Probe::new(&[0x0f, 0xa2]).with(RAX, 7),
+        // Write the STAR MSR, then read it.
+        Probe::new(&[0x0f, 0x30]).with(RCX, 0xc000_0081).with(RDX, 0x0012_0008).with(RAX, 0x1234),
+        Probe::new(&[0x0f, 0x32]).with(RCX, 0xc000_0081),
+        Probe::new(&[0x90]).with(RBX, 5),
+    ];
+    let before = session.ask(&questions).unwrap();
+
+    let mut parts = Parts::new(&system, first.vm(), vec![Cpu::running(session.runner())]);
+    let saved = x86::save(&mut parts, &Manifest::default()).unwrap();
+    for absent in &saved.absent {
+        println!("absent: {}/{}: {}", absent.owner, absent.item, absent.why);
+    }
+
+    let second = Machine::new(&system, SHAPE).unwrap();
+    let mut memory = vec![0; abi::MEMORY];
+    first.ram().read(0, &mut memory).unwrap();
+    second.ram().write(0, &memory).unwrap();
+    let other = second.vcpu(0).unwrap();
+    let mut parts = Parts::new(&system, second.vm(), vec![Cpu::still(&other)]);
+    let report = x86::restore(&mut parts, &saved.image, &x86::Options::default()).unwrap();
+    println!("{report}");
+    for left in &report.left {
+        println!("left: {}/{}: {}", left.owner, left.item, left.why);
+    }
+    assert!(report.complete(), "{report}");
+
+    let mut moved = Session::new(&second, &other, 0, &deadline).unwrap();
+    assert_eq!(moved.one(questions[3].clone()).unwrap(), before[3], "STAR is as it was");
+    assert_eq!(moved.ask(&questions).unwrap(), before);
+}
+
+/// Plays a scene, and holds what came of it against what must.
+fn check(scene: &Scene<'_>) -> Result<String, String> {
+    let outcome = play(scene, &Orders::default())?;
+    for report in &outcome.reports {
+        if !report.complete() {
+            return Err(format!("{report}"));
+        }
+    }
+    if outcome.stayed != outcome.moved {
+        return Err(format!("stayed: {:?}\nmoved: {:?}", outcome.stayed, outcome.moved));
+    }
+    let gaps: Vec<_> = outcome.reports.iter().flat_map(|r| &r.gaps).map(|g| &g.what).collect();
+    let seen: Vec<_> = outcome.moved.iter().map(|s| s.replace(", 0", "")).collect();
+    Ok(format!("{seen:?} {gaps:?}"))
+}
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_nothing_is_lost_at_any_point() {
+    let mut failed = Vec::new();
+    for scene in scenes::all() {
+        let begin = std::time::Instant::now();
+        match check(&scene) {
+            Ok(told) => println!("{} ({:?}): {told}", scene.name, begin.elapsed()),
+            Err(why) => failed.push(format!("{}: {why}", scene.name)),
+        }
+    }
+    for cpus in 1..=8 {
+        if let Err(why) = check(&scenes::many(cpus)) {
+            failed.push(format!("{cpus} vCPUs: {why}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}

@@ -1,0 +1,370 @@
+//! Guests that are stopped at points where state is easily lost.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use evenkeel_monitor::Irqchip;
+use evenkeel_state::Image;
+use evenkeel_sys::Exit;
+use evenkeel_sys::requests::*;
+use evenkeel_witness::abi;
+
+use crate::asm::{Asm, results};
+use crate::stage::{Scene, word};
+
+const EXCEPTION_PAYLOAD: u32 = 164;
+const KEPT: u32 = 0x40;
+
+/// `struct kvm_vcpu_events`: exception injected, number; interrupt injected; shadow; NMI pending, masked.
+fn event(image: &Image, at: usize) -> u8 {
+    word(image, "vcpu-events", at & !3).to_le_bytes()[at & 3]
+}
+
+fn timer(mode: u32, x2apic: bool, count: u32) -> Asm {
+    let asm = Asm::new();
+    if x2apic {
+        asm.x2apic_on().wrmsr(0x83e, 0xb).wrmsr(0x832, (mode | 0x61).into()).wrmsr(0x838, count.into())
+    } else {
+        asm.apic_on().apic(0x3e0, 0xb).apic(0x320, mode | 0x61).apic(0x380, count)
+    }
+}
+
+/// Every scene that this machine's KVM can play.
+pub fn all() -> Vec<Scene<'static>> {
+    vec![
+        Scene {
+            name: "in-flight port write",
+            program: &|_| Asm::new().mov(0, 7).out(abi::BREATH).keep(results(0)).done(),
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+        Scene {
+            name: "in-flight port read",
+            program: &|_| Asm::new().input(0x60).keep(results(0)).done(),
+            stop: &|s| {
+                let exit = s.until(0, |e| matches!(e, Exit::PortRead { .. }));
+                s.answer(0, &exit);
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "in-flight string port read",
+            // mov edi, results; mov ecx, 4; mov edx, 0x60; rep insd
+            program: &|_| Asm::new().mov(7, results(0)).mov(1, 4).mov(2, 0x60).bytes(&[0xf3, 0x6d]).done(),
+            stop: &|s| {
+                let exit = s.until(0, |e| matches!(e, Exit::PortRead { .. }));
+                s.answer(0, &exit);
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "in-flight memory read",
+            program: &|_| Asm::new().load(0xd000_0000).keep(results(0)).done(),
+            stop: &|s| {
+                let exit = s.until(0, |e| matches!(e, Exit::MemoryRead { .. }));
+                s.answer(0, &exit);
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "in-flight memory write",
+            program: &|_| Asm::new().store(0xd000_0000, 5).mov(0, 9).keep(results(0)).done(),
+            stop: &|s| drop(s.until(0, |e| matches!(e, Exit::MemoryWrite { .. }))),
+            ..Scene::default()
+        },
+        Scene {
+            name: "pending interrupt",
+            program: &|_| Asm::new().apic_on().out(abi::BREATH).window(3).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                s.msi(0, 0x51);
+            },
+            point: &|i| word(i, "lapic", 0x200 + 0x20) == 1 << 0x11,
+            ..Scene::default()
+        },
+        Scene {
+            name: "interrupt in service, another pending",
+            program: &|_| {
+                Asm::new()
+                    .apic_on()
+                    .out(abi::BREATH)
+                    .window(3)
+                    .out(abi::BREATH)
+                    .apic(0xb0, 0)
+                    .window(3)
+                    .done()
+            },
+            stop: &|s| {
+                s.breath(0, 1);
+                s.msi(0, 0x55);
+                s.breath(0, 4);
+                s.msi(0, 0x51);
+            },
+            point: &|i| word(i, "lapic", 0x120) == 1 << 0x15 && word(i, "lapic", 0x220) == 1 << 0x11,
+            ..Scene::default()
+        },
+        Scene {
+            name: "pending NMI",
+            program: &|_| Asm::new().out(abi::BREATH).window(3).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                s.runners[0].vcpu().int(&KVM_NMI, 0).unwrap();
+            },
+            point: &|i| event(i, 13) == 1,
+            ..Scene::default()
+        },
+        Scene {
+            name: "NMI that was not ended, and another pending",
+            program: &|_| Asm::new().out(abi::BREATH).window(3).out(abi::BREATH).window(3).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                s.runners[0].vcpu().int(&KVM_NMI, 0).unwrap();
+                s.breath(0, 4);
+                s.runners[0].vcpu().int(&KVM_NMI, 0).unwrap();
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "injected exception",
+            program: &|_| Asm::new().out(abi::BREATH).mov(0, 3).keep(results(0)).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                inject(s, |e| (e[0], e[1]) = (1, 6));
+            },
+            point: &|i| event(i, 0) == 1 && event(i, 1) == 6,
+            ..Scene::default()
+        },
+        Scene {
+            name: "pending exception with a payload",
+            enable: &|vm| assert!(vm.enable_cap(EXCEPTION_PAYLOAD, [1, 0, 0, 0]).is_ok()),
+            program: &|_| {
+                Asm::new()
+                    .out(abi::BREATH)
+                    .mov(0, 3)
+                    .keep(results(0))
+                    .bytes(&[0x0f, 0x21, 0xf0])
+                    .keep(results(0) + 8)
+                    .done()
+            },
+            stop: &|s| {
+                s.breath(0, 1);
+                // A single step that is not delivered yet, with BS for DR6.
+                inject(s, |e| {
+                    (e[1], e[3]) = (1, 1);
+                    e[20] |= 0x10;
+                    e[55] = 1;
+                    e[56..64].copy_from_slice(&0x4000_u64.to_le_bytes());
+                });
+            },
+            point: &|i| event(i, 3) == 1 && event(i, 1) == 1,
+            ..Scene::default()
+        },
+        Scene {
+            name: "halted",
+            program: &|_| Asm::new().apic_on().sti().hlt().cli().mov(0, 4).keep(results(0)).done(),
+            stop: &|s| assert_eq!(s.step(0, Duration::from_millis(30)), Exit::Interrupted),
+            finish: &|s| {
+                s.msi(0, 0x61);
+                s.to_end(0);
+            },
+            point: &|i| word(i, "mp-state", 0) == 3,
+            ..Scene::default()
+        },
+        Scene {
+            name: "halted, with the interrupt that wakes it pending",
+            program: &|_| Asm::new().apic_on().sti().hlt().cli().mov(0, 4).keep(results(0)).done(),
+            stop: &|s| {
+                assert_eq!(s.step(0, Duration::from_millis(30)), Exit::Interrupted);
+                s.msi(0, 0x61);
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "interrupt shadow",
+            program: &|_| Asm::new().apic_on().out(abi::BREATH).sti().bytes(&[0x90, 0x90]).window(3).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                inject(s, |e| e[10] = 1);
+                s.msi(0, 0x52);
+            },
+            point: &|i| event(i, 10) != 0,
+            ..Scene::default()
+        },
+        Scene {
+            name: "deadline timer armed",
+            program: &|_| {
+                Asm::new()
+                    .apic_on()
+                    .apic(0x320, 0x4_0061)
+                    .deadline_in(100_000_000)
+                    .out(abi::BREATH)
+                    .sti()
+                    .hlt()
+                    .cli()
+                    .done()
+            },
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+        Scene {
+            name: "deadline timer just expired",
+            program: &|_| {
+                Asm::new()
+                    .apic_on()
+                    .apic(0x320, 0x4_0061)
+                    .deadline_in(2_000_000)
+                    .out(abi::BREATH)
+                    .window(6)
+                    .done()
+            },
+            stop: &|s| {
+                s.breath(0, 1);
+                sleep(Duration::from_millis(10));
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "one-shot timer armed",
+            program: &|_| timer(0, false, 100_000_000).out(abi::BREATH).sti().hlt().cli().done(),
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+        Scene {
+            name: "one-shot timer just expired",
+            program: &|_| timer(0, false, 1_000_000).out(abi::BREATH).window(6).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                sleep(Duration::from_millis(10));
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "one-shot timer just expired, x2APIC",
+            program: &|_| timer(0, true, 1_000_000).out(abi::BREATH).window(6).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                sleep(Duration::from_millis(10));
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "one-shot timer fired and ended",
+            program: &|_| {
+                timer(0, false, 100_000).sti().hlt().cli().apic(0xb0, 0).out(abi::BREATH).window(6).done()
+            },
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+        Scene {
+            name: "one-shot timer fired and ended, x2APIC",
+            program: &|_| {
+                let asm =
+                    timer(0, true, 100_000).sti().hlt().cli().wrmsr(0x80b, 0).out(abi::BREATH).window(6);
+                // The initial count, as the guest reads it.
+                asm.mov(1, 0x838).bytes(&[0x0f, 0x32]).keep(results(0)).done()
+            },
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+        Scene {
+            name: "level interrupt of the IOAPIC, masked and pending",
+            program: &|_| {
+                let ioapic = |asm: Asm, register: u32, value: u32| {
+                    asm.store(0xfec0_0000, register).store(0xfec0_0010, value)
+                };
+                let asm = ioapic(
+                    ioapic(Asm::new().mov(0, 0xff).out(0x21).out(0xa1).apic_on(), 0x1b, 0),
+                    0x1a,
+                    0x1_8065,
+                )
+                .out(abi::BREATH);
+                ioapic(asm, 0x1a, 0x8065).window(3).done()
+            },
+            stop: &|s| {
+                s.breath(0, 1);
+                let mut line = [0; 8];
+                line[..4].copy_from_slice(&5_u32.to_le_bytes());
+                line[4..].copy_from_slice(&1_u32.to_le_bytes());
+                s.vm.set(&KVM_IRQ_LINE, &line).unwrap();
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "waiting for SIPI, which is on its way",
+            cpus: 2,
+            waiting: true,
+            program: &|n| match n {
+                0 => {
+                    let asm = Asm::new().apic_on().apic(0x310, 1 << 24).apic(0x300, 0x4500);
+                    asm.apic(0x310, 1 << 24)
+                        .apic(0x300, 0x4608)
+                        .out(abi::BREATH)
+                        .mov(0, 1)
+                        .keep(results(0))
+                        .done()
+                }
+                _ => Asm::new().done(),
+            },
+            stop: &|s| s.breath(0, 1),
+            finish: &|s| s.to_end(0),
+            ..Scene::default()
+        },
+        Scene {
+            name: "split irqchip, pending interrupt",
+            irqchip: Irqchip::Split,
+            program: &|_| Asm::new().apic_on().out(abi::BREATH).window(3).done(),
+            stop: &|s| {
+                s.breath(0, 1);
+                s.msi(0, 0x51);
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "no irqchip, interrupt injected",
+            irqchip: Irqchip::None,
+            program: &|_| Asm::new().out(abi::BREATH).sti().out(abi::BREATH).bytes(&[0x90]).cli().done(),
+            stop: &|s| {
+                s.breath(0, 2);
+                s.runners[0].vcpu().set(&KVM_INTERRUPT, &KEPT.to_le_bytes()).unwrap();
+            },
+            ..Scene::default()
+        },
+        Scene {
+            name: "debug registers and floating point",
+            program: &|_| {
+                // mov eax, 0x1234; mov dr0, rax; fld1; movd xmm5, eax
+                let asm = Asm::new().mov(0, 0x1234).bytes(&[0x0f, 0x23, 0xc0]).out(abi::BREATH);
+                asm.bytes(&[0x0f, 0x21, 0xc0]).keep(results(0)).done()
+            },
+            stop: &|s| s.breath(0, 1),
+            ..Scene::default()
+        },
+    ]
+}
+
+/// Two to eight vCPUs, each counting and sending the next one an interrupt.
+pub fn many(cpus: u32) -> Scene<'static> {
+    Scene {
+        name: "many vCPUs",
+        cpus,
+        program: &|n| {
+            Asm::new().x2apic_on().mov(0, 100 + n).out(abi::BREATH).window(3).keep(results(n)).done()
+        },
+        stop: &|s| {
+            for n in 0..s.runners.len() {
+                s.breath(n, 1);
+                s.msi(n as u32, 0x70 + n as u8);
+            }
+        },
+        finish: &|s| (0..s.runners.len()).for_each(|n| s.to_end(n)),
+        ..Scene::default()
+    }
+}
+
+fn inject(s: &crate::stage::Stage<'_, '_, '_>, change: impl Fn(&mut [u8])) {
+    let vcpu = s.runners[0].vcpu();
+    // What the kernel has still open ends first, as in a save.
+    let mut events = vcpu.get(&KVM_GET_VCPU_EVENTS, 0).unwrap();
+    change(&mut events);
+    vcpu.set(&KVM_SET_VCPU_EVENTS, &events).unwrap();
+}
