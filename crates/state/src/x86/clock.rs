@@ -44,7 +44,13 @@ impl Clock {
         self.flags & (REALTIME | HOST_TSC) == REALTIME | HOST_TSC
     }
 
-    /// The structure for KVM_SET_CLOCK, on a kernel that knows these flags (KVM_CAP_ADJUST_CLOCK).
+    /// The time since another clock was read; none where one of them does not tell the time.
+    pub(super) fn after(&self, other: Clock) -> Option<std::time::Duration> {
+        let known = self.flags & other.flags & REALTIME != 0;
+        known.then(|| std::time::Duration::from_nanos(self.realtime.saturating_sub(other.realtime)))
+    }
+
+    /// The structure for KVM_SET_CLOCK, on a kernel whose KVM_GET_CLOCK tells these flags.
     pub(super) fn to_set(self, known: u32, policy: Policy) -> [u8; X86_CLOCK] {
         let mut bytes = [0; X86_CLOCK];
         bytes[..8].copy_from_slice(&self.nanoseconds.to_ne_bytes());

@@ -44,7 +44,7 @@ pub(super) const GROUPS: &[Group] = groups! {
     "mp-state" true KVM_GET_MP_STATE KVM_SET_MP_STATE |_| MP_STATE;
     "lapic" true KVM_GET_LAPIC KVM_SET_LAPIC |h| if_(h.lapic, X86_LAPIC);
     "pit2" false KVM_GET_PIT2 KVM_SET_PIT2 |h| if_(h.pit, X86_PIT2);
-    "clock" false KVM_GET_CLOCK KVM_SET_CLOCK |h| if_(h.clock > 0, X86_CLOCK);
+    "clock" false KVM_GET_CLOCK KVM_SET_CLOCK |h| if_(h.clock.is_some(), X86_CLOCK);
 };
 
 /// The group of this name.

@@ -1,22 +1,16 @@
 //! What a kernel has for a VM: asked once, used for every save and restore of it.
 
 use evenkeel_catalog::MSRS;
+use evenkeel_sys::layout::*;
 use evenkeel_sys::requests::*;
-use evenkeel_sys::{Errno, Error, Refusal};
+use evenkeel_sys::{Arg, Errno, Error, Refusal, Request, Vcpu};
 
+use super::groups::fill;
 use crate::{Owner, Parts, Refused};
 
 const CAP_NESTED_STATE: u32 = 157;
-const CAP_SREGS2: u32 = 200;
-const CAP_XSAVE: u32 = 55;
 const CAP_XSAVE2: u32 = 208;
-const CAP_XCRS: u32 = 56;
-const CAP_DEBUGREGS: u32 = 50;
-const CAP_TSC_CONTROL: u32 = 60;
-const CAP_GET_TSC_KHZ: u32 = 61;
 const CAP_XEN_HVM: u32 = 38;
-const CAP_ONE_REG: u32 = 70;
-const CAP_ADJUST_CLOCK: u32 = 39;
 
 /// KVM_VCPU_TSC_CTRL and KVM_VCPU_TSC_OFFSET.
 pub(super) const TSC_OFFSET: (u32, u64) = (0, 0);
@@ -40,12 +34,10 @@ pub struct Host {
     pub(super) one_reg: bool,
     /// KVM_GET_TSC_KHZ.
     pub(super) tsc_khz: bool,
-    /// KVM_SET_TSC_KHZ takes any rate.
-    pub(super) tsc_control: bool,
     /// The attribute of the TSC's offset.
     pub(super) tsc_offset: bool,
-    /// KVM_CAP_ADJUST_CLOCK: flags that KVM_GET_CLOCK and KVM_SET_CLOCK know.
-    pub(super) clock: u32,
+    /// KVM_GET_CLOCK, and the flags that it tells.
+    pub(super) clock: Option<u32>,
     /// KVM_CAP_XEN_HVM's flags.
     pub(super) xen: u32,
     /// Local APICs are in the kernel.
@@ -59,10 +51,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// Asks. It changes nothing.
+    /// Asks. It changes nothing. What can be tried is tried rather than believed: an answer to KVM_CHECK_EXTENSION that got lost
+    /// would lose a group of state.
     ///
     /// # Errors
-    /// The kernel does not answer, or the VM has no vCPU.
+    /// The kernel does not answer, contradicts itself, or the VM has no vCPU.
     pub fn ask(parts: &Parts<'_, '_>) -> Result<Host, Refused> {
         let refused = |e: Error| Refused::call(Owner::Vm, "", "the kernel does not say what it has")(e);
         let cap = |number: u32| parts.vm.check_extension(number).map_err(refused);
@@ -72,39 +65,85 @@ impl Host {
             );
         };
         let vcpu = first.vcpu;
-        let mut msrs = parts.system.msr_list(&KVM_GET_MSR_INDEX_LIST).map_err(refused)?;
-        msrs.extend(parts.system.msr_list(&KVM_GET_MSR_FEATURE_INDEX_LIST).unwrap_or_default());
-        msrs.extend(MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)));
-        msrs.sort_unstable();
-        msrs.dedup();
+        let tried = |get: &Request, size: usize| {
+            let mut bytes = vec![0; size];
+            present(fill(vcpu, get, &mut bytes, 0)).map_err(refused)
+        };
+        let lapic = tried(&KVM_GET_LAPIC, X86_LAPIC)?;
+        let mut clock = [0; X86_CLOCK];
+        let clocks = present(fill(parts.vm, &KVM_GET_CLOCK, &mut clock, 0)).map_err(refused)?;
+        let size = |number: u32| cap(number).map(|size| usize::try_from(size).unwrap_or(0));
+        let (xsave2, nested) = (size(CAP_XSAVE2)?, size(CAP_NESTED_STATE)?);
+        let nothing = "KVM_CHECK_EXTENSION denies what there is";
+        if xsave2 == 0 && tried(&KVM_GET_XSAVE2, X86_XSAVE)? {
+            return Err(Refused::new(Owner::Vcpu(0), "xsave2", nothing));
+        }
+        if nested == 0 && has_nested(vcpu).map_err(refused)? {
+            return Err(Refused::new(Owner::Vcpu(0), "nested-state", nothing));
+        }
+        Ok(Host {
+            sregs2: tried(&KVM_GET_SREGS2, X86_SREGS2)?,
+            xsave: xsave2 > 0 || tried(&KVM_GET_XSAVE, X86_XSAVE)?,
+            xsave2,
+            xcrs: tried(&KVM_GET_XCRS, X86_XCRS)?,
+            debugregs: tried(&KVM_GET_DEBUGREGS, X86_DEBUGREGS)?,
+            nested,
+            one_reg: present(vcpu.reg_list()).map_err(refused)?,
+            tsc_khz: present(vcpu.int(&KVM_GET_TSC_KHZ, 0)).map_err(refused)?,
+            tsc_offset: present(vcpu.has_attr(TSC_OFFSET.0, TSC_OFFSET.1)).map_err(refused)?,
+            clock: clocks.then(|| word(&clock, X86_CLOCK_FLAGS)),
+            xen: cap(CAP_XEN_HVM)?.cast_unsigned(),
+            lapic,
+            irqchip: lapic && present(parts.vm.irqchip(2)).map_err(refused)?,
+            pit: lapic && present(parts.vm.get(&KVM_GET_PIT2, 0)).map_err(refused)?,
+            msrs: known_msrs(parts, vcpu).map_err(refused)?,
+        })
+    }
+}
+
+/// The MSRs that this vCPU has. Refusals are asked about twice.
+fn known_msrs(parts: &Parts<'_, '_>, vcpu: &Vcpu<'_>) -> Result<Vec<u32>, Error> {
+    let list = |request: &Request| -> Result<Vec<u32>, Error> {
+        let numbers = parts.system.msr_list(request)?;
+        if numbers.is_empty() || numbers.contains(&0) {
+            let why = Refusal::Nonsense("it succeeded and told nothing".to_owned());
+            return Err(parts.system.error(request, "", why));
+        }
+        Ok(numbers)
+    };
+    let mut msrs = list(&KVM_GET_MSR_INDEX_LIST)?;
+    match list(&KVM_GET_MSR_FEATURE_INDEX_LIST) {
+        Ok(features) => msrs.extend(features),
+        Err(error) if error.errno() == Some(Errno::ENOTTY) => {}
+        Err(error) => return Err(error),
+    }
+    msrs.extend(MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)));
+    msrs.sort_unstable();
+    msrs.dedup();
+    let mut known = Vec::with_capacity(msrs.len());
+    for _ in 0..2 {
         let answers = vcpu.msrs().get(&msrs);
-        let mut known = Vec::with_capacity(msrs.len());
+        let mut refused = Vec::new();
         for (msr, answer) in msrs.into_iter().zip(answers) {
             match answer {
                 Ok(_) => known.push(msr),
-                Err(Error { why: Refusal::NotProcessed, .. }) => {}
-                Err(error) => return Err(refused(error)),
+                Err(Error { why: Refusal::NotProcessed, .. }) => refused.push(msr),
+                Err(error) => return Err(error),
             }
         }
-        let has_lapic = present(vcpu.get(&KVM_GET_LAPIC, 0)).map_err(refused)?;
-        Ok(Host {
-            sregs2: cap(CAP_SREGS2)? > 0,
-            xsave: cap(CAP_XSAVE)? > 0,
-            xsave2: usize::try_from(cap(CAP_XSAVE2)?).unwrap_or(0),
-            xcrs: cap(CAP_XCRS)? > 0,
-            debugregs: cap(CAP_DEBUGREGS)? > 0,
-            nested: usize::try_from(cap(CAP_NESTED_STATE)?).unwrap_or(0),
-            one_reg: cap(CAP_ONE_REG)? > 0,
-            tsc_khz: cap(CAP_GET_TSC_KHZ)? > 0,
-            tsc_control: cap(CAP_TSC_CONTROL)? > 0,
-            tsc_offset: present(vcpu.has_attr(TSC_OFFSET.0, TSC_OFFSET.1)).map_err(refused)?,
-            clock: cap(CAP_ADJUST_CLOCK)?.cast_unsigned(),
-            xen: cap(CAP_XEN_HVM)?.cast_unsigned(),
-            lapic: has_lapic,
-            irqchip: has_lapic && present(parts.vm.irqchip(2)).map_err(refused)?,
-            pit: has_lapic && present(parts.vm.get(&KVM_GET_PIT2, 0)).map_err(refused)?,
-            msrs: known,
-        })
+        msrs = refused;
+    }
+    known.sort_unstable();
+    Ok(known)
+}
+
+/// KVM_GET_NESTED_STATE with room for nothing but its header: E2BIG says that there would be more.
+fn has_nested(vcpu: &Vcpu<'_>) -> Result<bool, Error> {
+    let mut head = [0; X86_NESTED_STATE];
+    head[4..8].copy_from_slice(&(X86_NESTED_STATE as u32).to_ne_bytes());
+    match vcpu.call(&KVM_GET_NESTED_STATE, Arg::Out(&mut head), "") {
+        Err(error) if error.errno() == Some(Errno::E2BIG) => Ok(true),
+        answer => present(answer),
     }
 }
 

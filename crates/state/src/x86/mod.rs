@@ -9,8 +9,8 @@ mod host;
 mod lapic;
 mod msrs;
 mod plan;
+mod readback;
 mod restore;
-mod same;
 mod save;
 mod xen;
 

@@ -1,6 +1,5 @@
 //! MSRs: packed, read in one go, set in the ranks that edges give them.
 
-use evenkeel_catalog as catalog;
 use evenkeel_sys::layout::{X86_MSR_ENTRY, long, word};
 
 /// Writing these stores the time into guest memory, and nothing reads them back but the kernel: the guest's own memory holds
@@ -8,8 +7,6 @@ use evenkeel_sys::layout::{X86_MSR_ENTRY, long, word};
 pub(super) const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
 /// The time stamp counter.
 pub(super) const TSC: u32 = 0x10;
-/// When the local APIC's timer ends, in TSC deadline mode.
-pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// MCG_CAP: set by KVM_X86_SETUP_MCE.
 pub(super) const MCG_CAP: u32 = 0x179;
 /// The Hyper-V reference counter: worked out from kvmclock.
@@ -41,9 +38,4 @@ pub(super) fn left_alone(msr: u32) -> Option<&'static str> {
         HV_TIME_REF_COUNT => Some("worked out from the clock"),
         _ => None,
     }
-}
-
-/// It runs by itself.
-pub(super) fn runs(msr: u32) -> bool {
-    catalog::msr(msr).is_some_and(|m| m.running)
 }

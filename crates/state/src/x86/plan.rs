@@ -2,7 +2,7 @@
 
 use evenkeel_sys::layout::{X86_CPUID_ENTRY, X86_IRQCHIP, X86_NESTED_STATE, word};
 use evenkeel_sys::requests::*;
-use evenkeel_sys::{Arg, Errno, Error, Refusal};
+use evenkeel_sys::{Arg, Error, Refusal};
 
 use super::groups::{self, GROUPS};
 use super::host::{Host, TSC_OFFSET};
@@ -111,12 +111,7 @@ pub(super) fn read(
             if !host.tsc_khz {
                 return Ok(Read::Absent("this kernel does not have it"));
             }
-            let khz = match vcpu.int(&KVM_GET_TSC_KHZ, 0) {
-                Err(error) if error.errno() == Some(Errno::EIO) && !host.tsc_control => {
-                    return Ok(Read::Absent("the host's TSC is unstable"));
-                }
-                khz => khz?,
-            };
+            let khz = vcpu.int(&KVM_GET_TSC_KHZ, 0)?;
             if khz <= 0 {
                 let why = Refusal::Nonsense(format!("{khz} kHz"));
                 return Err(vcpu.error(&KVM_GET_TSC_KHZ, "", why));

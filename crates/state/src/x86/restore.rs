@@ -1,6 +1,7 @@
 //! Setting, reading back, and accounting for every item.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use evenkeel_catalog::Arch as CatalogArch;
 use evenkeel_surface::Arch;
@@ -10,10 +11,11 @@ use evenkeel_sys::{Error, Refusal};
 
 use super::clock::{self, Clock, Policy};
 use super::host::{Host, TSC_OFFSET};
-use super::plan::{self, Read};
-use super::{groups, lapic, msrs, same, xen};
+use super::plan;
+use super::readback::{ReadBack, not_kept};
+use super::{groups, lapic, msrs, xen};
 use crate::order::{Order, Phase};
-use crate::{Became, Found, Image, Item, Left, NotKept, Noted, Owner, Parts, Refused, Report, Role};
+use crate::{Found, Image, Item, Left, Noted, Owner, Parts, Refused, Report, Role};
 
 /// How to set state.
 #[derive(Clone, Debug, Default)]
@@ -52,14 +54,26 @@ pub fn restore_with(
     order: &Order,
 ) -> Result<Report, Refused> {
     check(parts, image)?;
-    let mut setting =
-        Setting { parts, image, options, host, failed: BTreeMap::new(), report: Report::default() };
+    let begin = Instant::now();
+    let offsets =
+        (0..parts.cpus.len() as u32).map(Owner::Vcpu).filter(|owner| has_offset(image, host, *owner));
+    let mut setting = Setting {
+        parts,
+        image,
+        options,
+        host,
+        offsets: offsets.collect(),
+        failed: BTreeMap::new(),
+        report: Report::default(),
+    };
     for step in steps(image, order) {
         setting.set(&step);
     }
     setting.debug();
-    setting.read_back();
-    Ok(setting.report)
+    let Setting { failed, mut report, .. } = setting;
+    let back = ReadBack { image, host, clocks: options.clocks, failed: &failed, since: begin.elapsed() };
+    back.read(parts, &mut report);
+    Ok(report)
 }
 
 /// The image is one of a VM like this.
@@ -148,6 +162,8 @@ struct Setting<'p, 'g, 'b, 'i> {
     image: &'i Image,
     options: &'p Options,
     host: &'p Host,
+    /// Whose TSC is carried by its offset.
+    offsets: BTreeSet<Owner>,
     /// What failed: by item, or by MSR.
     failed: BTreeMap<(Owner, String), Error>,
     report: Report,
@@ -172,7 +188,8 @@ impl Setting<'_, '_, '_, '_> {
                     .try_for_each(|chip| vm.set(&KVM_SET_IRQCHIP, chip).map(drop)),
                 "clock" => {
                     let clock = Clock::read(bytes);
-                    vm.set(&KVM_SET_CLOCK, &clock.to_set(self.host.clock, self.options.clocks)).map(drop)
+                    vm.set(&KVM_SET_CLOCK, &clock.to_set(self.host.clock.unwrap_or(0), self.options.clocks))
+                        .map(drop)
                 }
                 "pit2" => vm.set(&KVM_SET_PIT2, bytes).map(drop),
                 _ => xen::set(vm, false, bytes),
@@ -242,17 +259,11 @@ impl Setting<'_, '_, '_, '_> {
         Ok(clock::offset(clock, saved, word(&khz.bytes, 0), Clock::read(&here), self.options.clocks))
     }
 
-    /// The TSC is carried by its offset.
-    fn has_offset(&self, owner: Owner) -> bool {
-        let whole = self.image.item(Owner::Vm, "clock").is_some_and(|c| Clock::read(&c.bytes).is_whole());
-        whole && self.host.tsc_offset && self.image.item(owner, "tsc-offset").is_some()
-    }
-
     fn set_msrs(&mut self, step: &Step<'_>) {
         let Owner::Vcpu(index) = step.owner else { return };
         let mut wanted = Vec::with_capacity(step.msrs.len());
         for &(msr, value) in &step.msrs {
-            let why = if msr == msrs::TSC && self.has_offset(step.owner) {
+            let why = if msr == msrs::TSC && self.offsets.contains(&step.owner) {
                 Some("carried by the offset of the TSC")
             } else {
                 msrs::left_alone(msr)
@@ -281,122 +292,18 @@ impl Setting<'_, '_, '_, '_> {
             let Role::Vcpu(index) = call.on else { continue };
             let Some(cpu) = self.parts.cpus.get(index as usize) else { continue };
             if let Err(error) = cpu.vcpu.set(&KVM_SET_GUEST_DEBUG, &call.argument) {
-                self.wrong(
-                    Owner::Vcpu(index),
-                    "vm-config",
-                    "guest-debug",
-                    &call.argument,
-                    None,
-                    Some(&error),
-                );
+                let item =
+                    Item { owner: Owner::Vcpu(index), name: "vm-config".to_owned(), bytes: Vec::new() };
+                not_kept(&mut self.report, &item, "guest-debug", &call.argument, None, Some(&error));
             }
         }
     }
+}
 
-    /// Reads every item of the image, in the order of saving, and compares.
-    fn read_back(&mut self) {
-        let order = Order::catalogued(CatalogArch::X86_64, Phase::Save);
-        for (owner, name) in plan::all(order, self.parts.cpus.len()) {
-            let Some(item) = self.image.item(owner, name) else { continue };
-            let numbers: Vec<u32> = match name {
-                "msrs" => msrs::unpack(&item.bytes).iter().map(|(msr, _)| *msr).collect(),
-                _ => Vec::new(),
-            };
-            let here = match name {
-                "sregs2" if !self.host.sregs2 => "sregs",
-                "sregs" if self.host.sregs2 => "sregs2",
-                "xsave2" if self.host.xsave2 == 0 => "xsave",
-                "xsave" if self.host.xsave2 != 0 => "xsave2",
-                name => name,
-            };
-            let failed = self.failed.get(&(owner, name.to_owned())).cloned();
-            match plan::read(self.parts, self.host, owner, here, Some(&numbers)) {
-                Ok(Read::Bytes(got)) => self.compare(owner, name, &item.bytes, &got),
-                Ok(Read::Absent(_)) => self.wrong(owner, name, "", &item.bytes, None, failed.as_ref()),
-                Err(_) if name == "msrs" => self.compare_each(owner, &item.bytes),
-                Err(error) => {
-                    self.wrong(owner, name, "", &item.bytes, None, Some(failed.as_ref().unwrap_or(&error)));
-                }
-            }
-        }
-    }
-
-    fn compare(&mut self, owner: Owner, name: &str, wanted: &[u8], got: &[u8]) {
-        if name == "tsc-offset" {
-            if !self.has_offset(owner) {
-                let why = "MSR_IA32_TSC was written instead";
-                self.report.left.push(Left { owner, item: name.to_owned(), why });
-            } else if let Some(error) = self.failed.get(&(owner, name.to_owned())).cloned() {
-                self.wrong(owner, name, "", wanted, Some(got), Some(&error));
-            }
-            return;
-        }
-        let same::Compared { kept, running, differ } = same::compare(name, wanted, got);
-        self.report.kept += kept;
-        self.report.running += running;
-        let cleared = |field: &str| {
-            name == "lapic"
-                && field == same::TMICT
-                && self.report.gaps.iter().any(|f| f.gap == "G06" && f.owner == owner)
-        };
-        let differ: Vec<_> = differ.into_iter().filter(|d| !cleared(&d.field)).collect();
-        for same::Differs { field, wanted, got } in differ {
-            let place = if name == "msrs" { field.as_str() } else { name };
-            if self.report.left.iter().any(|left| left.owner == owner && left.item == place) {
-                continue;
-            }
-            let failed = self.failed.get(&(owner, place.to_owned())).cloned();
-            self.wrong(owner, name, &field, &wanted, got.as_deref(), failed.as_ref());
-        }
-    }
-
-    /// MSRs one by one, because one of them cannot be read.
-    fn compare_each(&mut self, owner: Owner, wanted: &[u8]) {
-        let Owner::Vcpu(index) = owner else { return };
-        let wanted = msrs::unpack(wanted);
-        let numbers: Vec<u32> = wanted.iter().map(|(msr, _)| *msr).collect();
-        let answers = self.parts.cpus[index as usize].vcpu.msrs().get(&numbers);
-        let mut there = (Vec::new(), Vec::new());
-        for ((msr, value), answer) in wanted.into_iter().zip(answers) {
-            match answer {
-                Ok(got) => {
-                    there.0.push((msr, value));
-                    there.1.push((msr, got));
-                }
-                Err(error) => {
-                    let field = format!("msr.{msr:x}");
-                    let failed = self.failed.get(&(owner, field.clone())).cloned().unwrap_or(error);
-                    self.wrong(owner, "msrs", &field, &value.to_ne_bytes(), None, Some(&failed));
-                }
-            }
-        }
-        self.compare(owner, "msrs", &msrs::pack(&there.0), &msrs::pack(&there.1));
-    }
-
-    fn wrong(
-        &mut self,
-        owner: Owner,
-        item: &str,
-        field: &str,
-        wanted: &[u8],
-        now: Option<&[u8]>,
-        failed: Option<&Error>,
-    ) {
-        let became = match (now, failed) {
-            (_, Some(_)) => Became::Refused,
-            (Some(_), None) => Became::Altered,
-            (None, None) => Became::Unreadable,
-        };
-        self.report.not_kept.push(NotKept {
-            owner,
-            item: item.to_owned(),
-            field: field.to_owned(),
-            became,
-            wanted: wanted.to_vec(),
-            now: now.map(<[u8]>::to_vec),
-            error: failed.map(ToString::to_string),
-        });
-    }
+/// The TSC of this vCPU is carried by its offset.
+pub(super) fn has_offset(image: &Image, host: &Host, owner: Owner) -> bool {
+    let whole = image.item(Owner::Vm, "clock").is_some_and(|c| Clock::read(&c.bytes).is_whole());
+    whole && host.tsc_offset && image.item(owner, "tsc-offset").is_some()
 }
 
 /// A call of the manifest that is made when all state is in place.

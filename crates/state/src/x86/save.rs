@@ -34,6 +34,10 @@ pub fn save_with(
     host: &Host,
     order: &Order,
 ) -> Result<Saved, Refused> {
+    if host.xen == 0 && manifest.calls.iter().any(|c| c.call == "KVM_XEN_HVM_CONFIG") {
+        let why = "the VM has Xen's interface, and the kernel denies it";
+        return Err(Refused::new(Owner::Vm, "xen-vm", why).hint(GOES_ON));
+    }
     retire(parts)?;
     for _ in 0..MOST_ROUNDS {
         let before = settle(parts, host)?;

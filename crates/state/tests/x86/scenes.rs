@@ -306,7 +306,7 @@ pub fn all() -> Vec<Scene<'static>> {
                 _ => Asm::new().done(),
             },
             stop: &|s| s.breath(0, 1),
-            finish: &|s| s.to_end(0),
+            finish: &|s| (0..2).for_each(|n| s.to_end(n)),
             ..Scene::default()
         },
         Scene {
@@ -367,4 +367,74 @@ fn inject(s: &crate::stage::Stage<'_, '_, '_>, change: impl Fn(&mut [u8])) {
     let mut events = vcpu.get(&KVM_GET_VCPU_EVENTS, 0).unwrap();
     change(&mut events);
     vcpu.set(&KVM_SET_VCPU_EVENTS, &events).unwrap();
+}
+
+/// A guest with something in every group, host side by host side: what an order or a lost call can spoil.
+pub fn rich() -> Scene<'static> {
+    Scene {
+        name: "something in every group",
+        program: &|_| {
+            let asm =
+                Asm::new().x2apic_on().wrmsr(0x83e, 0xb).wrmsr(0x832, 0x4_0061).deadline_in(0x7fff_ffff);
+            // The task priority by CR8, a debug register, a breath; then all of it as the guest reads it.
+            let asm =
+                asm.mov(0, 3).bytes(&[0x44, 0x0f, 0x22, 0xc0]).mov(0, 0x1234).bytes(&[0x0f, 0x23, 0xc0]);
+            let asm = asm.out(abi::BREATH).keep(results(0));
+            let asm = asm.bytes(&[0x44, 0x0f, 0x20, 0xc0]).keep(results(0) + 8);
+            let asm = asm.bytes(&[0x0f, 0x21, 0xc0]).keep(results(0) + 16);
+            let asm = asm.bytes(&[0x0f, 0x20, 0xe0]).keep(results(0) + 24);
+            let asm = [0xc000_0080_u32, 0xc000_0081, 0x174, 0x277, 0x2ff]
+                .iter()
+                .zip(0_u32..)
+                .fold(asm, |asm, (msr, n)| {
+                    asm.mov(1, *msr).bytes(&[0x0f, 0x32]).keep(results(0) + 32 + 8 * n)
+                });
+            asm.window(3).done()
+        },
+        stop: &|s| {
+            s.breath(0, 1);
+            let vcpu = s.runners[0].vcpu();
+            let mut sregs = vcpu.get(&KVM_GET_SREGS, 0).unwrap();
+            // CR4: OSFXSR, OSXMMEXCPT, OSXSAVE where it is; EFER: SCE, NXE.
+            let cr4 = u64::from_le_bytes(sregs[248..256].try_into().unwrap()) | 0x4_0600;
+            sregs[248..256].copy_from_slice(&cr4.to_le_bytes());
+            let efer = u64::from_le_bytes(sregs[264..272].try_into().unwrap()) | 0x801;
+            sregs[264..272].copy_from_slice(&efer.to_le_bytes());
+            vcpu.set(&KVM_SET_SREGS, &sregs).unwrap();
+            let mut xcrs = vcpu.get(&KVM_GET_XCRS, 0).unwrap();
+            xcrs[0] = 1;
+            xcrs[16] = 7;
+            vcpu.set(&KVM_SET_XCRS, &xcrs).unwrap();
+            let mut xsave = vcpu.get(&KVM_GET_XSAVE, 0).unwrap();
+            // XMM3, the upper half of YMM3, and XSTATE_BV.
+            xsave[208..224].fill(0x33);
+            xsave[512] |= 7;
+            xsave[576 + 48..576 + 64].fill(0x44);
+            vcpu.set(&KVM_SET_XSAVE, &xsave).unwrap();
+            let msrs = [
+                (0xc000_0081, 0x0018_0008_0000_1234),
+                (0xc000_0082, 0x5678),
+                (0x174, 8),
+                (0x175, 0x9000),
+                (0x277, 0x0007_0406_0007_0401),
+                (0x2ff, 0xc06),
+                (0x200, 6),
+                (0x17b, 0),
+                (0x400, !0),
+                (0x12, 0),
+                (0x4b56_4d01, u64::from(abi::SCRATCH) + 0xf001),
+                (0x4b56_4d04, 1),
+                (0xc000_0103, 5),
+            ];
+            let done = vcpu.msrs().set(&msrs);
+            assert!(done.iter().filter(|done| done.is_ok()).count() >= 8, "{done:?}");
+            s.msi(0, 0x51);
+            // A line of the PIC, and a count in the PIT.
+            let mut line = [0; 8];
+            line[..4].copy_from_slice(&3_u32.to_le_bytes());
+            line[4..].copy_from_slice(&1_u32.to_le_bytes());
+            s.vm.set(&KVM_IRQ_LINE, &line).unwrap();
+        },
+        ..Scene::default()
+    }
 }

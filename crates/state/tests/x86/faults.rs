@@ -1,0 +1,125 @@
+//! Every call of a save and of a restore fails, gets lost or lies in turn: what comes of it is refused or named, or was not
+//! needed, and the guest that was to be saved goes on.
+
+use std::collections::BTreeSet;
+
+use evenkeel_monitor::{Machine, Shape};
+use evenkeel_state::{Elapsed, Image, Noting, compare, x86};
+use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
+use evenkeel_sys::{Deadline, System};
+use evenkeel_witness::abi;
+use std::time::Instant;
+
+use crate::scenes;
+use crate::stage::{Stage, copy, load};
+use crate::trap::{Spoil, Trap};
+
+/// The images agree in what does not run.
+fn agree(before: &Image, after: &Image, since: Instant) -> Vec<String> {
+    let different = compare(before, after, Elapsed::of(since.elapsed()));
+    different.iter().filter(|d| d.field != "TMICT").map(ToString::to_string).collect()
+}
+
+#[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+#[test]
+fn kvm_no_call_that_fails_or_lies_goes_by() {
+    let scene = scenes::rich();
+    let trap = Trap::default();
+    let noting = Noting::new(&trap);
+    let system = System::open(&noting).unwrap();
+    let shape = Shape { irqchip: scene.irqchip, pit: true, memory: abi::MEMORY };
+    let machine = Machine::new(&system, shape).unwrap();
+    let vcpus = [machine.vcpu(0).unwrap()];
+    vcpus[0].set_cpuid(&system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap()).unwrap();
+    load(machine.ram(), &vcpus, scene.program, false);
+    let deadline = Deadline::new();
+    let mut stage = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
+    (scene.stop)(&mut stage);
+    let manifest = noting.manifest(0).unwrap();
+
+    let begin = Instant::now();
+    trap.arm(usize::MAX, Spoil::Fail);
+    let truth = x86::save(&mut stage.parts(), &manifest).unwrap().image;
+    let (_, calls) = trap.disarm();
+    let (mut refused, mut harmless) = (0, BTreeSet::new());
+    for spoil in [Spoil::Fail, Spoil::Lose, Spoil::Lie] {
+        for n in 0..calls {
+            trap.arm(n, spoil);
+            let saved = x86::save(&mut stage.parts(), &manifest);
+            let (hit, _) = trap.disarm();
+            let Some(name) = hit else { continue };
+            match saved {
+                Err(error) => {
+                    let told = error.to_string();
+                    let named = told.contains(name) || !error.item.is_empty() || told.contains("waiting");
+                    assert!(named, "{spoil:?} of call {n}, {name}: {told}");
+                    refused += 1;
+                }
+                Ok(saved) => {
+                    let different = agree(&truth, &saved.image, begin);
+                    assert!(
+                        different.is_empty(),
+                        "{spoil:?} of call {n}, {name}, is not noticed: {different:?}"
+                    );
+                    harmless.insert(name);
+                }
+            }
+        }
+        let again = x86::save(&mut stage.parts(), &manifest).unwrap().image;
+        assert_eq!(agree(&truth, &again, begin), [""; 0], "the guest is as it was");
+    }
+    println!("saving: {calls} calls, {refused} refused; not needed or made up for: {harmless:?}");
+
+    let memory = noting.memory(0);
+    let clean = {
+        let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
+        trap.arm(usize::MAX, Spoil::Fail);
+        let report = x86::restore(&mut made.parts(&system), &truth, &x86::Options::default()).unwrap();
+        assert!(report.complete(), "{report}");
+        trap.disarm().1
+    };
+    let (mut refused, mut named, mut harmless) = (0, 0, BTreeSet::new());
+    for spoil in [Spoil::Fail, Spoil::Lose, Spoil::Lie] {
+        for n in 0..clean {
+            let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
+            trap.arm(n, spoil);
+            let restored = x86::restore(&mut made.parts(&system), &truth, &x86::Options::default());
+            let (hit, _) = trap.disarm();
+            let Some(name) = hit else { continue };
+            match restored {
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+                Ok(report) if !report.complete() => {
+                    if spoil != Spoil::Lie {
+                        let told = report.to_string();
+                        assert!(
+                            told.contains(name) || told.contains("refused"),
+                            "{spoil:?} of {name}: {told}"
+                        );
+                    }
+                    named += 1;
+                }
+                Ok(_) => {
+                    let again = x86::save(&mut made.parts(&system), &manifest).unwrap().image;
+                    let different = agree(&truth, &again, begin);
+                    assert!(
+                        different.is_empty(),
+                        "{spoil:?} of call {n}, {name}, is not noticed: {different:?}"
+                    );
+                    harmless.insert(name);
+                }
+            }
+        }
+    }
+    println!(
+        "restoring: {clean} calls, {refused} refused, {named} named; not needed or made up for: {harmless:?}"
+    );
+    (scene.finish)(&mut stage);
+    assert!(
+        stage.observed(1).iter().any(|seen| seen.starts_with("vcpu.0 [01, 00")),
+        "{:?}",
+        stage.observed(1)
+    );
+}
