@@ -13,8 +13,8 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
     rest(data, &facets, &items, problems);
     changes(data, &facets, &items, problems);
     translators(data, problems);
-    crate::knobs::check(data, |f| facets.contains_key(f), problems);
-    crate::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
+    super::knobs::check(data, |f| facets.contains_key(f), problems);
+    super::interface::check(data, |f| facets.contains_key(f), |i| items.contains(i), problems);
 }
 
 fn unique<'a>(

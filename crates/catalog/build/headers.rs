@@ -15,6 +15,11 @@ const HEADERS: &[(&str, &str, &[&str])] = &[
         &["usr/lib/linux/uapi/x86/asm/kvm.h", "usr/include/x86_64-linux-gnu/asm/kvm.h"],
     ),
     (
+        "uapi_para",
+        "EVENKEEL_UAPI_PARA",
+        &["usr/lib/linux/uapi/x86/asm/kvm_para.h", "usr/include/x86_64-linux-gnu/asm/kvm_para.h"],
+    ),
+    (
         "uapi_arm64",
         "EVENKEEL_UAPI_ARM64",
         &[

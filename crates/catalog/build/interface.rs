@@ -35,7 +35,13 @@ pub fn check(
             problems.push(format!("`{name}`: `{missing}` is no state item"));
         }
     };
+    let saved = |name: &str, items: &[String], unsaved: &str, problems: &mut Vec<String>| {
+        if items.is_empty() == unsaved.is_empty() {
+            problems.push(format!("`{name}`: it is saved as a group of state, or says in `unsaved` why not"));
+        }
+    };
     for i in &data.ioctl {
+        saved(&i.name, &i.items.0, &i.unsaved, problems);
         once(&i.name, problems);
         entry(&i.name, &i.arch, i.guest, &i.why, problems);
         items(&i.name, &i.items.0, problems);
@@ -55,6 +61,16 @@ pub fn check(
         }
         entry(name, &a.arch, a.guest, &a.why, problems);
         items(name, &a.items.0, problems);
+        saved(name, &a.items.0, &a.unsaved, problems);
+    }
+    // Their names are also among those that no guest notices by themselves.
+    for c in &data.register_class {
+        if data.register_class.iter().filter(|o| o.name == c.name).count() != 1 {
+            problems.push(format!("class `{}` is there twice", c.name));
+        }
+        entry(&c.name, &c.arch, Guest::Yes, &c.why, problems);
+        items(&c.name, &c.items.0, problems);
+        saved(&c.name, &c.items.0, &c.unsaved, problems);
     }
     for f in &data.flag {
         once(&f.name, problems);

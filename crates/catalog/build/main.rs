@@ -5,7 +5,7 @@ mod check;
 mod headers;
 mod interface;
 mod knobs;
-mod layouts;
+pub mod layouts;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,7 @@ pub struct Data {
     code: Vec<Code>,
     ioctl: Vec<Ioctl>,
     device_attribute: Vec<DeviceAttribute>,
+    register_class: Vec<RegisterClass>,
     flag: Vec<Flag>,
     parameter: Vec<Parameter>,
     not_guest_visible: Vec<NotGuestVisible>,
@@ -143,6 +144,7 @@ fn main() {
                 all.code.append(&mut data.code);
                 all.ioctl.append(&mut data.ioctl);
                 all.device_attribute.append(&mut data.device_attribute);
+                all.register_class.append(&mut data.register_class);
                 all.flag.append(&mut data.flag);
                 all.parameter.append(&mut data.parameter);
                 all.not_guest_visible.append(&mut data.not_guest_visible);
@@ -273,6 +275,13 @@ fn main() {
         "DeviceAttribute",
         "The device attributes of x86 and arm64.",
         &all.device_attribute,
+    );
+    emit(
+        &mut out,
+        "REGISTER_CLASSES",
+        "RegisterClass",
+        "The classes of registers of x86 and arm64.",
+        &all.register_class,
     );
     emit(&mut out, "FLAGS", "Flag", "What ioctls and capabilities take, ascending by name.", &all.flag);
     emit(&mut out, "PARAMETERS", "Parameter", "The parameters of KVM, ascending by name.", &all.parameter);

@@ -16,6 +16,8 @@ record! {
         pub guest: Guest,
         /// The groups of state that it reads or sets.
         pub items: List<Str>,
+        /// Why nothing of it is saved, where no group is named.
+        pub unsaved: Str,
         /// What it is, or why no guest can notice, in a line.
         pub why: Str,
         /// The first kernel, among those whose headers were read, that has it; empty: 5.10 had it.
@@ -40,10 +42,28 @@ record! {
         pub guest: Guest,
         /// The groups of state that it saves or sets.
         pub items: List<Str>,
+        /// Why nothing of it is saved, where no group is named.
+        pub unsaved: Str,
         /// What it is, or why no guest can notice, in a line.
         pub why: Str,
         /// The first kernel, among those whose headers were read, that has it; empty: 5.10 had it.
         pub since: Str,
+    }
+
+    /// A class of registers of KVM_GET_ONE_REG: part of a register's id.
+    pub struct RegisterClass {
+        /// The name in the headers.
+        pub name: Str,
+        /// The number that the headers give it: bits 16 to 31 of an id on arm64, bits 32 to 39 on x86.
+        pub value: u64,
+        /// The architecture: `x86_64` or `aarch64`.
+        pub arch: Str,
+        /// The groups of state that hold its registers.
+        pub items: List<Str>,
+        /// Why its registers are not saved, where no group is named.
+        pub unsaved: Str,
+        /// What registers it has, in a line.
+        pub why: Str,
     }
 
     /// A flag, type or feature number that an ioctl or a capability takes.

@@ -173,6 +173,8 @@ record! {
         pub any_of: List<Str>,
         /// A capture asks for it even where KVM_GET_MSR_INDEX_LIST does not name it.
         pub ask: bool,
+        /// Why it is not saved, or not as an MSR. Every other MSR is asked for when a guest is saved, listed or not.
+        pub unsaved: Str,
         /// How what is read back, or saved again, may differ.
         pub compare: Compare,
         /// Bits that are not compared.

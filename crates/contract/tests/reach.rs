@@ -112,11 +112,14 @@ fn kvms_own_msrs_are_reached_whatever_is_shown() {
     assert_eq!(subjects(&shut), [""; 0]);
 }
 
-/// Every MSR of KVM's own interface has a bit that tells of it, and the captures have all of them.
+/// Every MSR of KVM's own interface that a kernel has, rather than a VMM, has a bit that tells of it, and the captures have
+/// all of them.
 #[test]
 fn every_paravirtual_msr_is_enumerated_by_a_bit() {
     let n = host(NEW);
-    let pv = evenkeel_catalog::MSRS.iter().filter(|m| m.class == evenkeel_catalog::MsrClass::Pv);
+    let pv = evenkeel_catalog::MSRS
+        .iter()
+        .filter(|m| m.class == evenkeel_catalog::MsrClass::Pv && m.unsaved.is_empty());
     let mut seen = 0;
     for m in pv {
         assert_eq!(enumerated_by(&format!("msr.{:x}", m.msr)).count(), 1, "{}", m.name);

@@ -12,12 +12,14 @@ const FASTEST_TSC_KHZ: u64 = 10_000_000;
 const APIC_BUS_NS: u64 = 1;
 /// KVM_CAP_X86_APIC_BUS_CYCLES_NS.
 const APIC_BUS_CYCLES_NS: u32 = 237;
-/// Offsets in the register page of the local APIC: LVTT, TMICT, TDCR.
+/// Offsets in the register page of the local APIC: timer, its initial count, its current count, its divisor.
 const LVTT: usize = 0x320;
 const TMICT: usize = 0x380;
+const TMCCT: usize = 0x390;
 const TDCR: usize = 0x3e0;
-/// LVTT says what the timer does in bits 17 and 18: 1 is periodic.
+/// LVTT says what the timer does in bits 17 and 18: 0 is one-shot, 1 periodic, 2 by a moment of the TSC.
 const PERIODIC: u32 = 1;
+const DEADLINE: u32 = 2;
 
 /// What may have gone by, in ticks.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +74,26 @@ impl<'a> Clocks<'a> {
     pub(crate) fn period(&self, item: &Item) -> Option<u64> {
         let lapic = item.name == "lapic" && word(&item.bytes, LVTT) >> 17 & 3 == PERIODIC;
         lapic.then(|| u64::from(word(&item.bytes, TMICT)))
+    }
+
+    /// Bits of a field of a local APIC that its timer sets when it ends, if it can have ended: its vector in IRR.
+    pub(crate) fn fired(&self, item: &Item, field: &str) -> u64 {
+        let lvtt = word(&item.bytes, LVTT);
+        let (vector, masked, mode) = (lvtt & 0xff, lvtt >> 16 & 1 != 0, lvtt >> 17 & 3);
+        if item.name != "lapic" || masked || field != format!("IRR.{}", vector / 32) {
+            return 0;
+        }
+        let ended = if mode == DEADLINE {
+            let deadline =
+                number(self.image, item.owner, "msrs", "MSR_IA32_TSC_DEADLINE").filter(|end| *end != 0);
+            let now = self.now(item, "tsc");
+            let reached = |(end, now): (u64, u64)| now.saturating_add(self.limit(item, "tsc").ticks) >= end;
+            deadline.zip(now).is_some_and(reached)
+        } else {
+            let left = u64::from(word(&item.bytes, TMCCT));
+            left != 0 && left <= self.limit(item, "apic-bus").ticks
+        };
+        if ended { 1 << (vector % 32) } else { 0 }
     }
 
     fn tsc_khz(&self, owner: Owner) -> u64 {

@@ -211,6 +211,8 @@ fn fields(item: &Item, was: &Named<'_>, is: &Named<'_>, clocks: &Clocks<'_>) -> 
     };
     match rule.compare {
         Compare::Masked if (before ^ after) & !rule.ignore == 0 => Ok(()),
+        // A timer that ended in between has left its interrupt.
+        Compare::Identical if after == before | clocks.fired(item, &was.name) => Ok(()),
         Compare::Monotonic => ran(before, after, clocks.limit(item, rule.clock)),
         Compare::Rearmed if rule.deadline => deadline(before, after, item, rule, clocks),
         Compare::Rearmed => {

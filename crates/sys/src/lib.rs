@@ -17,6 +17,7 @@
 //! This crate holds all of the `unsafe` code on the host's side.
 
 mod backend;
+mod bare;
 mod device;
 mod environment;
 mod error;
@@ -39,6 +40,7 @@ mod vcpu;
 mod vm;
 
 pub use backend::{Arg, Backend, Handle, Slot, Source};
+pub use bare::Bare;
 pub use device::Device;
 pub use error::{Errno, Error, Refusal};
 pub use faulty::{Fault, Faulty, Rule, When};

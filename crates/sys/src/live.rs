@@ -1,5 +1,6 @@
 //! The kernel itself.
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -38,7 +39,7 @@ impl Live {
         Handle(fds.len() as u32 - 1)
     }
 
-    fn fd(&self, handle: Handle) -> Result<Arc<OwnedFd>, Refusal> {
+    pub(crate) fn fd(&self, handle: Handle) -> Result<Arc<OwnedFd>, Refusal> {
         let fds = self.fds.read().unwrap_or_else(PoisonError::into_inner);
         // The clone keeps the descriptor open for as long as the ioctl runs, without holding the lock meanwhile.
         fds.get(handle.0 as usize).cloned().flatten().ok_or(Refusal::Errno(Errno::EBADF))
@@ -63,7 +64,9 @@ impl Backend for Live {
         let returned = match arg {
             Arg::Int(value) => ioctl(&fd, request, value as usize as *mut c_void),
             Arg::In(bytes) if request.slack == 0 => ioctl(&fd, request, bytes.as_ptr().cast_mut().cast()),
-            Arg::In(bytes) => ioctl(&fd, request, roomy(bytes, request.slack).as_mut_ptr().cast()),
+            Arg::In(bytes) => GIVEN.with_borrow_mut(|room| {
+                ioctl(&fd, request, room.of(bytes, request.slack, true).as_mut_ptr().cast())
+            }),
             Arg::Out(bytes) if request.slack == 0 => {
                 let returned = ioctl(&fd, request, bytes.as_mut_ptr().cast())?;
                 if let Some(Creates::Field(_, at)) = request.creates {
@@ -71,12 +74,12 @@ impl Backend for Live {
                 }
                 Ok(returned)
             }
-            Arg::Out(bytes) => {
-                let mut room = roomy(bytes, request.slack);
+            Arg::Out(bytes) => TAKEN.with_borrow_mut(|room| {
+                let room = room.of(bytes, request.slack, false);
                 let returned = ioctl(&fd, request, room.as_mut_ptr().cast());
                 bytes.copy_from_slice(&room[..bytes.len()]);
                 returned
-            }
+            }),
             Arg::Pointing { head, payload } => {
                 let mut head = head.to_vec();
                 let mut room = roomy(payload, request.slack);
@@ -196,6 +199,39 @@ fn roomy(bytes: &[u8], slack: usize) -> Vec<u8> {
     room
 }
 
+/// Room for a buffer and for what the kernel may touch behind it, kept by each thread: the largest is many times what the
+/// kernel uses of it, and would have to be made and cleared for every call.
+#[derive(Default)]
+struct Room {
+    bytes: Vec<u8>,
+    /// Bytes that may not be 0.
+    used: usize,
+}
+
+thread_local! {
+    /// For what the kernel reads: behind the buffer there are zeroes.
+    static GIVEN: RefCell<Room> = RefCell::default();
+    /// For what the kernel writes.
+    static TAKEN: RefCell<Room> = RefCell::default();
+}
+
+impl Room {
+    /// These bytes with slack behind them, cleared where that counts.
+    fn of(&mut self, bytes: &[u8], slack: usize, clear: bool) -> &mut [u8] {
+        let need = bytes.len() + slack;
+        if self.bytes.len() < need {
+            self.bytes.resize(need, 0);
+        }
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+        if clear {
+            let end = self.used.max(bytes.len());
+            self.bytes[bytes.len()..end].fill(0);
+            self.used = bytes.len();
+        }
+        &mut self.bytes[..need]
+    }
+}
+
 fn own(number: i32) -> OwnedFd {
     // SAFETY: the ioctl that returned this number has just created the descriptor and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
@@ -226,7 +262,7 @@ unsafe impl Ioctl for Raw {
 }
 
 /// The memory that KVM_SET_USER_MEMORY_REGION points at is not this structure: see [`Live::set_memory`], its only user.
-fn ioctl(fd: &OwnedFd, request: &Request, argument: *mut c_void) -> Result<i32, Refusal> {
+pub(crate) fn ioctl(fd: &OwnedFd, request: &Request, argument: *mut c_void) -> Result<i32, Refusal> {
     // SAFETY: `check` has seen that the argument is an integer where the request takes one, or else points at a buffer
     // that holds the structure with its array; requests whose structure the kernel sizes by itself get `slack` bytes
     // more. `Request`s are made in this crate only, so these bounds are those of the kernel's headers.

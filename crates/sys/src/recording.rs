@@ -1,5 +1,6 @@
 //! Passes calls on and keeps an ordered log.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{
@@ -10,17 +11,38 @@ use crate::{
 pub struct Recording<B> {
     inner: B,
     entries: Mutex<Vec<Entry>>,
+    paused: AtomicBool,
 }
 
 impl<B: Backend> Recording<B> {
     /// Records what this backend is asked.
     pub fn new(inner: B) -> Self {
-        Recording { inner, entries: Mutex::default() }
+        Recording { inner, entries: Mutex::default(), paused: AtomicBool::new(false) }
     }
 
     /// What was recorded.
     pub fn into_log(self) -> Log {
         Log { entries: self.entries.into_inner().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// What was recorded so far.
+    pub fn log(&self) -> Log {
+        Log { entries: self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone() }
+    }
+
+    /// Drops what was recorded so far.
+    pub fn forget(&self) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether calls are passed on without being recorded.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// The backend that is recorded.
+    pub fn inner(&self) -> &B {
+        &self.inner
     }
 
     fn keep(&self, entry: Entry) {
@@ -41,6 +63,9 @@ impl<B: Backend> Backend for Recording<B> {
     }
 
     fn call(&self, fd: Handle, request: &Request, arg: Arg<'_>) -> Result<i32, Refusal> {
+        if self.paused.load(Ordering::Relaxed) {
+            return self.inner.call(fd, request, arg);
+        }
         let mut entry = Entry::ioctl(fd, request, &arg);
         let returned = match arg {
             Arg::Out(bytes) => {

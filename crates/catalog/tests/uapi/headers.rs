@@ -10,6 +10,8 @@ pub enum Define {
     Number(u64),
     /// An ioctl on the type KVMIO, by its number.
     Ioctl(u32),
+    /// A class of registers, shifted to its place in an id.
+    Class(u64),
     /// Something else.
     Other,
 }
@@ -43,7 +45,8 @@ pub fn parse(text: &str) -> Defines {
         // An older name is defined by the newer one.
         let body = raw.get(body).copied().unwrap_or(body);
         let known = number(body).or_else(|| counted.get(name).copied());
-        known.map(Define::Number).or_else(|| ioctl(body).map(Define::Ioctl)).unwrap_or(Define::Other)
+        let numbered = known.map(Define::Number).or_else(|| ioctl(body).map(Define::Ioctl));
+        numbered.or_else(|| class(body).map(Define::Class)).unwrap_or(Define::Other)
     };
     raw.iter().map(|(name, body)| ((*name).to_owned(), value(name, body))).collect()
 }
@@ -103,6 +106,13 @@ fn ioctl(body: &str) -> Option<u32> {
     number(arguments.next()?).and_then(|n| u32::try_from(n).ok())
 }
 
+/// `(0x0010 << KVM_REG_ARM_COPROC_SHIFT)`.
+fn class(body: &str) -> Option<u64> {
+    let inner = body.trim().strip_prefix('(')?.strip_suffix(')')?;
+    let (left, right) = inner.split_once("<<")?;
+    (right.trim() == "KVM_REG_ARM_COPROC_SHIFT").then(|| number(left))?
+}
+
 #[test]
 fn defines_are_read_as_a_compiler_would() {
     let text = "\
@@ -111,9 +121,10 @@ fn defines_are_read_as_a_compiler_would() {
         #define KVM_LATE /* is it\n * late */\n#  define KVM_SHIFTED\t(1ULL << 31) /* bit */\n\
         #define KVM_BIT _BITULL(3)\n#define KVM_OLD KVM_SHIFTED\n#define KVM_FN(x) ((x) + 1)\n\
         #define KVM_LONG \\\n\t\t_IOWR(KVMIO,  0x67, struct kvm_thing)\n#define KVM_PLAIN _IO(KVMIO, 0x80)\n\
-        #define VHOST_X _IO(VHOST_VIRTIO, 1)\n";
+        #define KVM_CLASS\t(0x0010 << KVM_REG_ARM_COPROC_SHIFT)\n#define VHOST_X _IO(VHOST_VIRTIO, 1)\n";
     let expected = [
         ("KVM_BIT", Define::Number(8)),
+        ("KVM_CLASS", Define::Class(0x10)),
         ("KVM_DEV_TYPE_A", Define::Number(1)),
         ("KVM_DEV_TYPE_B", Define::Number(2)),
         ("KVM_LATE", Define::Other),

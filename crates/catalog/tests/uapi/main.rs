@@ -3,6 +3,7 @@
 //! (`../../build/headers.rs`).
 #![allow(clippy::print_stdout, reason = "how much was extracted is part of the result")]
 
+mod complete;
 mod headers;
 
 use std::collections::BTreeMap;
@@ -67,7 +68,7 @@ fn picked<'a>(defines: &'a Defines, wanted: impl Fn(&str) -> bool) -> BTreeMap<&
         Define::Ioctl(_) => None,
         _ if cut(name) || !wanted(name) => None,
         Define::Number(n) => Some((name.as_str(), Some(*n))),
-        Define::Other => Some((name.as_str(), None)),
+        Define::Class(_) | Define::Other => Some((name.as_str(), None)),
     };
     defines.iter().filter_map(pick).collect()
 }
@@ -98,7 +99,7 @@ fn starts(name: &str, prefixes: &[&str]) -> bool {
 }
 
 /// The header that the build script found, under this variable.
-fn header(variable: Option<&str>) -> Defines {
+pub(crate) fn header(variable: Option<&str>) -> Defines {
     headers::read(variable.expect("the build script names the header when it lets this test run"))
 }
 

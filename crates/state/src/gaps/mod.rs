@@ -12,7 +12,7 @@ use evenkeel_surface::Arch;
 use crate::clocks::word;
 use crate::manifest::Noted;
 use crate::view::{Value, view};
-use crate::{Image, Owner};
+use crate::{Found, Image, Owner, Refused};
 
 /// A gap that an image shows.
 #[derive(Clone, Debug)]
@@ -58,6 +58,25 @@ pub fn gaps(image: &Image) -> Vec<FoundGap> {
         found.extend(look(&shown).into_iter().map(|(owner, seen)| FoundGap { gap, owner, seen }));
     }
     found
+}
+
+/// What saving does about the gaps of an image: it refuses, or tells of them.
+///
+/// # Errors
+/// The first gap without which the image is not the guest.
+pub(crate) fn told(image: &Image) -> Result<Vec<Found>, Refused> {
+    let found = gaps(image);
+    if let Some(gap) = found.iter().find(|g| g.refuses()) {
+        let why = format!("{}: {} ({})", gap.seen, gap.gap.title, gap.gap.id);
+        return Err(Refused::new(gap.owner, "", why).hint(gap.gap.loses));
+    }
+    Ok(found.into_iter().map(Found::from).collect())
+}
+
+impl From<FoundGap> for Found {
+    fn from(found: FoundGap) -> Found {
+        Found { gap: found.gap.id.to_owned(), owner: found.owner, what: found.seen }
+    }
 }
 
 /// The ids of the gaps that [`gaps`] looks for.

@@ -53,7 +53,7 @@ pub(super) fn by_name(name: &str) -> Option<&'static Group> {
 }
 
 /// What a buffer holds before the kernel fills it: a call that claims success and wrote nothing is found by it.
-const UNTOUCHED: u8 = 0xa5;
+pub(super) const UNTOUCHED: u8 = 0xa5;
 
 /// Reads a structure of which the kernel fills every byte from `from` on.
 pub(super) fn fill(fd: &Fd<'_>, get: &Request, bytes: &mut [u8], from: usize) -> Result<(), Error> {

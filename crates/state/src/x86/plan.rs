@@ -2,7 +2,7 @@
 
 use evenkeel_sys::layout::{X86_CPUID_ENTRY, X86_IRQCHIP, X86_NESTED_STATE, word};
 use evenkeel_sys::requests::*;
-use evenkeel_sys::{Arg, Error, Refusal};
+use evenkeel_sys::{Arg, Error, Refusal, Vcpu};
 
 use super::groups::{self, GROUPS};
 use super::host::{Host, TSC_OFFSET};
@@ -83,20 +83,12 @@ pub(super) fn read(
     };
     let vcpu = parts.cpus[index as usize].vcpu;
     let bytes = match name {
-        "cpuid" => {
-            let entries = vcpu.cpuid()?;
-            if entries.is_empty() {
-                return Ok(Read::Absent("no table was set"));
-            }
-            let mut bytes = Vec::with_capacity(entries.len() * X86_CPUID_ENTRY);
-            entries.iter().for_each(|entry| bytes.extend(entry.to_bytes()));
-            bytes
+        "cpuid" => return cpuid(vcpu),
+        "mce" if !host.msrs.contains(&msrs::MCG_CAP) => {
+            return Ok(Read::Absent("no machine checks in this kernel"));
         }
         "mce" => match vcpu.msrs().get(&[msrs::MCG_CAP]).remove(0) {
             Ok(cap) => cap.to_ne_bytes().to_vec(),
-            Err(Error { why: Refusal::NotProcessed, .. }) => {
-                return Ok(Read::Absent("no machine checks in this kernel"));
-            }
             Err(error) => return Err(error),
         },
         "msrs" => {
@@ -128,6 +120,32 @@ pub(super) fn read(
     };
     Ok(Read::Bytes(bytes))
 }
+
+/// The table as KVM holds it.
+fn cpuid(vcpu: &Vcpu<'_>) -> Result<Read, Error> {
+    const HEAD: usize = 8;
+    let mut bytes = vec![0; HEAD + MOST_CPUID * X86_CPUID_ENTRY];
+    bytes[..4].copy_from_slice(&(MOST_CPUID as u32).to_ne_bytes());
+    bytes[HEAD..].fill(groups::UNTOUCHED);
+    vcpu.call(&KVM_GET_CPUID2, Arg::Out(&mut bytes), "")?;
+    let count = (word(&bytes, 0) as usize).min(MOST_CPUID);
+    let mut table = bytes.split_off(HEAD);
+    table.truncate(count * X86_CPUID_ENTRY);
+    // Kernels up to 6.1 leave the count as it was given.
+    let used = table.iter().rposition(|b| *b != groups::UNTOUCHED).map_or(0, |at| at + 1);
+    table.truncate(used.next_multiple_of(X86_CPUID_ENTRY).min(table.len()));
+    match (table.is_empty(), count) {
+        (false, _) => Ok(Read::Bytes(table)),
+        (true, 0) => Ok(Read::Absent("no table was set")),
+        (true, _) => {
+            let why = Refusal::Nonsense("it succeeded and told nothing".to_owned());
+            Err(vcpu.error(&KVM_GET_CPUID2, "", why))
+        }
+    }
+}
+
+/// KVM_MAX_CPUID_ENTRIES.
+const MOST_CPUID: usize = 256;
 
 /// Both PICs and the IOAPIC, one behind the other.
 fn irqchips(parts: &Parts<'_, '_>, host: &Host) -> Result<Read, Error> {

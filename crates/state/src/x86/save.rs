@@ -9,6 +9,7 @@ use evenkeel_sys::{Errno, Error, Exit};
 use super::host::Host;
 use super::plan::{self, Read};
 use super::{groups, lapic};
+use crate::gaps::told;
 use crate::order::{Order, Phase};
 use crate::{Absent, Image, Item, Manifest, Owner, Parts, Refused, Saved};
 
@@ -63,6 +64,7 @@ pub fn save_with(
             }
         }
         if !hidden {
+            saved.gaps = told(&saved.image)?;
             return Ok(saved);
         }
     }

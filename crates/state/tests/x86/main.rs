@@ -3,6 +3,7 @@
 
 mod asm;
 mod cycles;
+mod edges;
 mod faults;
 mod scenes;
 mod stage;

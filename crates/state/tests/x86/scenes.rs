@@ -196,7 +196,7 @@ pub fn all() -> Vec<Scene<'static>> {
                 Asm::new()
                     .apic_on()
                     .apic(0x320, 0x4_0061)
-                    .deadline_in(100_000_000)
+                    .deadline_in(0x7000_0000)
                     .out(abi::BREATH)
                     .sti()
                     .hlt()
@@ -225,7 +225,7 @@ pub fn all() -> Vec<Scene<'static>> {
         },
         Scene {
             name: "one-shot timer armed",
-            program: &|_| timer(0, false, 100_000_000).out(abi::BREATH).sti().hlt().cli().done(),
+            program: &|_| timer(0, false, 1_000_000_000).out(abi::BREATH).sti().hlt().cli().done(),
             stop: &|s| s.breath(0, 1),
             ..Scene::default()
         },
