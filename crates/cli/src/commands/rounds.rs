@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use evenkeel_monitor::aarch64::Shape;
-use evenkeel_witness::aarch64::rounds::{Kept, Scenario, Told, Trial};
+use evenkeel_witness::aarch64::rounds::{Kept, Scenario, Spoilt, Told, Trial, Turned};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -27,6 +27,12 @@ pub struct Rounds {
     /// Restore what was saved, on this host or another, from these files.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["shape", "vcpus", "scenario"])]
     take: Vec<PathBuf>,
+    /// Spoil every so many-th call, one a run.
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["take", "keep", "edges"])]
+    faults: Option<usize>,
+    /// Turn each edge of the order, one a run.
+    #[arg(long, conflicts_with_all = ["take", "keep"])]
+    edges: bool,
     /// Where to write what became of them, as JSON.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -72,7 +78,16 @@ impl Rounds {
             }
         }
         for trial in trials {
-            if self.keep.is_some() {
+            if self.faults.is_some() || self.edges {
+                let kept = live::keep(trial).and_then(|kept| kept);
+                let told = kept.and_then(|kept| match self.faults {
+                    Some(step) => live::spoil(&kept, step).map(|told| spoilt(&told)),
+                    None => live::turn(&kept).map(|told| turned(&told)),
+                });
+                let (code, text) = told.unwrap_or_else(|error| (3, format!("no end: {error}\n")));
+                output::print(&format!("{}:\n{text}", name(trial)))?;
+                exit = exit.max(code);
+            } else if self.keep.is_some() {
                 match live::keep(trial) {
                     Ok(Ok(guest)) => kept += &(guest.to_json() + "\n"),
                     Ok(Err(lacking)) => output::print(&format!("{}: not tried: {lacking}\n", name(trial)))?,
@@ -114,6 +129,42 @@ impl Rounds {
     }
 }
 
+/// Faults in words. Exits with 1 where one was missed.
+fn spoilt(all: &[Spoilt]) -> (u8, String) {
+    let mut text = String::new();
+    for s in all {
+        text += &format!(
+            "  {}: {} calls, {} spoilt: {} refused, {} named, {} harmless, {} missed, {} harmed\n",
+            s.what,
+            s.calls,
+            s.tried,
+            s.refused,
+            s.named,
+            s.harmless,
+            s.missed.len(),
+            s.harmed.len()
+        );
+        text.extend(s.missed.iter().map(|line| format!("    missed: {line}\n")));
+        text.extend(s.harmed.iter().map(|line| format!("    harmed: {line}\n")));
+    }
+    (u8::from(all.iter().any(|s| !s.missed.is_empty() || !s.harmed.is_empty())), text)
+}
+
+/// Turned edges in words.
+fn turned(all: &[Turned]) -> (u8, String) {
+    let mut text = String::new();
+    for t in all {
+        let shown = match (&t.shown, t.implied) {
+            (Some(shown), _) => shown.as_str(),
+            (None, true) => "cannot be turned: others ask for the same",
+            (None, false) => "nothing shows",
+        };
+        text += &format!("  {} before {}: {shown}\n", t.before, t.after);
+    }
+    let shown = all.iter().filter(|t| t.shown.is_some()).count();
+    (0, text + &format!("  {shown} of {} edges show\n", all.len()))
+}
+
 fn name(trial: Trial) -> String {
     format!("{} {} {}", trial.shape.name(), trial.vcpus, trial.scenario.name())
 }
@@ -121,7 +172,7 @@ fn name(trial: Trial) -> String {
 /// The guest for arm64 is in the program for arm64 only.
 #[cfg(target_arch = "aarch64")]
 mod live {
-    use evenkeel_witness::aarch64::rounds::{self, Kept, Told, Trial};
+    use evenkeel_witness::aarch64::rounds::{self, Kept, Spoilt, Told, Trial, Turned};
     use evenkeel_witness::guests::image;
 
     pub fn go(trial: Trial) -> Result<Told, String> {
@@ -135,11 +186,19 @@ mod live {
     pub fn take(kept: &Kept) -> Result<Told, String> {
         rounds::take(&evenkeel_sys::Live::new(), kept).map_err(|error| error.to_string())
     }
+
+    pub fn spoil(kept: &Kept, step: usize) -> Result<Vec<Spoilt>, String> {
+        rounds::spoil(kept, step).map_err(|error| error.to_string())
+    }
+
+    pub fn turn(kept: &Kept) -> Result<Vec<Turned>, String> {
+        rounds::turn_edges(&evenkeel_sys::Live::new(), kept).map_err(|error| error.to_string())
+    }
 }
 
 #[cfg(not(target_arch = "aarch64"))]
 mod live {
-    use evenkeel_witness::aarch64::rounds::{Kept, Told, Trial};
+    use evenkeel_witness::aarch64::rounds::{Kept, Spoilt, Told, Trial, Turned};
 
     const NOT_HERE: &str = "this is not arm64: evenkeel lab rounds does it on emulated hosts";
 
@@ -152,6 +211,14 @@ mod live {
     }
 
     pub fn take(_: &Kept) -> Result<Told, String> {
+        Err(NOT_HERE.to_owned())
+    }
+
+    pub fn spoil(_: &Kept, _: usize) -> Result<Vec<Spoilt>, String> {
+        Err(NOT_HERE.to_owned())
+    }
+
+    pub fn turn(_: &Kept) -> Result<Vec<Turned>, String> {
         Err(NOT_HERE.to_owned())
     }
 }

@@ -7,10 +7,11 @@ use evenkeel_sys::{Errno, Exit};
 use super::read::{self, Purpose};
 use super::sections::Devices;
 use super::{ask, sections};
+use crate::gaps::gaps;
 use crate::image::{Image, Item, Owner};
 use crate::manifest::Manifest;
 use crate::order::{Order, Phase};
-use crate::outcome::{Absent, Refused, Saved};
+use crate::outcome::{Absent, Found, Refused, Saved};
 use crate::parts::Parts;
 use crate::registers::SVE_VECTOR_LENGTHS;
 
@@ -39,7 +40,15 @@ pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Ref
         read::all(parts, &devices, Order::catalogued(Catalogued::Aarch64, Phase::Save), Purpose::Save)?;
     let manifest = sections::with_lengths(manifest, &lengths);
     let absent = absent(parts, &devices, &items);
-    Ok(Saved { image: Image { arch: Arch::Aarch64, manifest, items }, gaps: Vec::new(), absent })
+    let image = Image { arch: Arch::Aarch64, manifest, items };
+    let mut found = Vec::new();
+    for seen in gaps(&image) {
+        if seen.refuses() {
+            return Err(Refused::new(seen.owner, seen.gap.id, format!("{}: {}", seen.gap.title, seen.seen)));
+        }
+        found.push(Found { gap: seen.gap.id.to_owned(), owner: seen.owner, what: seen.seen });
+    }
+    Ok(Saved { image, gaps: found, absent })
 }
 
 /// Has the kernel carry out what the last exit of each vCPU left open: the result of a load that the VMM answered is still

@@ -6,6 +6,8 @@
 //! third time. Then the guest goes on
 //! in the second VM: whatever was pending must arrive, once, and everything that it can look at must be as it was.
 
+mod edges;
+mod faults;
 mod kept;
 mod scenarios;
 mod vm;
@@ -26,9 +28,11 @@ use crate::aarch64::programs::{Look, look, looks};
 use crate::aarch64::session::Session;
 use crate::observation::Saw;
 
+pub use edges::{Turned, turn_edges};
+pub use faults::{Spoilt, spoil};
 pub use kept::{Kept, MAX_BYTES};
 pub use scenarios::Scenario;
-pub use vm::{Copied, Revived, parts, revive};
+pub use vm::{Copied, Revived, parts, revive, revive_in};
 
 /// What is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

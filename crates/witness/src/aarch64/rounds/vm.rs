@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use evenkeel_catalog::Arch;
 use evenkeel_monitor::Error as MonitorError;
 use evenkeel_monitor::aarch64::Machine;
+use evenkeel_state::order::{Order, Phase};
 use evenkeel_state::{Cpu, Image, Parts, Report, arm64};
 use evenkeel_sys::layout::word;
 use evenkeel_sys::{Ram, Runner, Slot, System};
@@ -75,13 +77,27 @@ pub fn revive<'s, 'b>(
     image: &Image,
     memory: &Copied,
 ) -> Result<(Revived<'s, 'b>, Report), Error> {
+    revive_in(system, image, memory, Order::catalogued(Arch::Aarch64, Phase::Restore))
+}
+
+/// The same in another order than the catalog's.
+///
+/// # Errors
+/// As [`revive`].
+pub fn revive_in<'s, 'b>(
+    system: &'s System<'b>,
+    image: &Image,
+    memory: &Copied,
+    order: &Order,
+) -> Result<(Revived<'s, 'b>, Report), Error> {
     let memory = memory.filled()?;
     let (slot, ram) = memory.first().cloned().ok_or_else(|| {
         Error::from(MonitorError::Memory(evenkeel_sys::Refusal::Nonsense("there is none".to_owned())))
     })?;
     let mut made = arm64::remake(system, &image.manifest, &memory)?;
     let later = std::mem::take(&mut made.later);
-    let report = arm64::restore(&mut made.parts(system), image, &later, arm64::Time::Stopped)?;
+    let time = arm64::Time::Stopped;
+    let report = arm64::restore_in(&mut made.parts(system), image, &later, time, order)?;
     let init = image.manifest.calls.iter().find(|call| call.call == "KVM_ARM_VCPU_INIT");
     let with = init.map_or((0, 0), |c| (word(&c.argument, 0), word(&c.argument, 4) & !POWER_OFF));
     let machine = Machine::adopt(system, made.vm, made.vcpus, made.devices, ram, with);
