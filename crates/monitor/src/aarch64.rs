@@ -274,11 +274,6 @@ impl<'s, 'b> Machine<'s, 'b> {
         Ok(self.vcpus[number].runner(self.system)?)
     }
 
-    /// Its vCPUs.
-    pub fn vcpus(&self) -> &[Vcpu<'b>] {
-        &self.vcpus
-    }
-
     /// One more vCPU, with this number, of a machine that has run: nothing is set in it.
     ///
     /// # Errors

@@ -104,22 +104,20 @@ fn look(session: &mut Session<'_, '_>) -> Result<BTreeMap<String, Saw>, Error> {
     Ok(record.into_seen())
 }
 
-/// Makes a witness with `vcpus` vCPUs, of which the first runs, and saves it.
+/// Makes a witness with `vcpus` vCPUs, of which the first runs, and saves it. `system` is that of `noting`, which has made no
+/// other VM.
 ///
 /// # Errors
 /// There is no such machine, the guest is lost, or state cannot be saved.
 pub fn keep(
-    backend: &dyn Backend,
+    noting: &Noting<'_>,
+    system: &System<'_>,
     irqchip: Irqchip,
     vcpus: u32,
-    configure: &dyn Fn(&System<'_>) -> Configured,
+    configure: &Configure<'_>,
 ) -> Result<Kept, MoveError> {
-    let noting = Noting::new(backend);
-    let system = System::open(&noting)?;
     let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: abi::MEMORY };
-    let machine = Machine::new(&system, shape)?;
-    let set = configure(&system);
-    let configure = Configure { vm: &*set.vm, vcpu: &*set.vcpu };
+    let machine = Machine::new(system, shape)?;
     (configure.vm)(machine.vm())?;
     load(machine.ram(), guests::image())?;
     let mut cpus = Vec::new();
@@ -142,20 +140,11 @@ pub fn keep(
     let seen = look(&mut session)?;
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
-    let saved = x86::save(&mut lent(&system, &machine, session.runner(), others), &manifest)?;
+    let saved = x86::save(&mut lent(system, &machine, session.runner(), others), &manifest)?;
     let took = begin.elapsed();
     let mut bytes = vec![0; machine.ram().len()];
     machine.ram().read(0, &mut bytes).map_err(Error::from)?;
     Ok(Kept { saved, memory: vec![(0, bytes)], seen, took })
-}
-
-/// How a machine is configured before it runs.
-pub struct Configured {
-    /// Of the VM.
-    pub vm: Box<dyn Fn(&evenkeel_sys::Vm<'_>) -> Result<(), evenkeel_sys::Error>>,
-    /// Of each vCPU.
-    #[allow(clippy::type_complexity)]
-    pub vcpu: Box<dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>>,
 }
 
 /// Sets what was saved in a machine of this host, and lets the guest go on.
