@@ -74,6 +74,12 @@ enum Command {
     Registers(commands::registers::Registers),
     #[command(hide = true)]
     Rounds(commands::rounds::Rounds),
+    /// Starts a guest that looks at everything, and saves it into a capsule.
+    #[cfg(target_arch = "x86_64")]
+    Snapshot(commands::snapshot::Snapshot),
+    /// Restores the guest in a capsule here, and asks it what it sees.
+    #[cfg(target_arch = "x86_64")]
+    Restore(commands::restore::Restore),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -120,6 +126,10 @@ fn main() -> ExitCode {
         Command::Hosts(c) => c.run(global),
         Command::Registers(c) => c.run(global),
         Command::Rounds(c) => c.run(global),
+        #[cfg(target_arch = "x86_64")]
+        Command::Snapshot(c) => c.run(global),
+        #[cfg(target_arch = "x86_64")]
+        Command::Restore(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

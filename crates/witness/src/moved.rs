@@ -4,15 +4,17 @@
 //! MSRs, and saves it at the port write that ends a batch. [`take`], there or on another host, makes the machine as the
 //! manifest says, sets the state, reads it back, saves it again and a third time, and lets the guest look once more.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_state::{Cpu, Difference, Elapsed, Image, Noting, Parts, Report, Saved, compare, x86};
+use evenkeel_state::{Cpu, Difference, Elapsed, Image, Manifest, Noting, Parts, Report, Saved, compare, x86};
+use evenkeel_sys::layout::word;
 use evenkeel_sys::{Backend, Deadline, Ram, Runner, Slot, System, Vcpu};
 
-use crate::observation::{Record, Saw};
+use evenkeel_surface::Arch;
+
+use crate::observation::{Observation, Record, Volatile};
 use crate::probe::{RAX, RCX, RDX};
 use crate::programs::x86_64::{Configure, cpuid, msr, registers};
 use crate::session::{Session, load};
@@ -39,7 +41,7 @@ pub struct Kept {
     /// Its memory: guest-physical address and bytes.
     pub memory: Vec<(u64, Vec<u8>)>,
     /// What it saw before.
-    pub seen: BTreeMap<String, Saw>,
+    pub seen: Observation,
     /// Saving took this long.
     pub took: Duration,
 }
@@ -54,7 +56,7 @@ pub struct Taken {
     /// How a third differs from that.
     pub third: Vec<Difference>,
     /// What it sees now.
-    pub seen: BTreeMap<String, Saw>,
+    pub seen: Observation,
     /// The image that was saved from it.
     pub image: Image,
     /// Restoring took this long.
@@ -96,12 +98,13 @@ fn lent<'g, 'v: 'g, 'b: 'g>(
 }
 
 /// Everything that stays the same in a guest that is left alone.
-fn look(session: &mut Session<'_, '_>) -> Result<BTreeMap<String, Saw>, Error> {
+fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error> {
     let mut record = Record::default();
     cpuid::observe(session, &mut record, "")?;
     msr::read_all(session, &mut record)?;
     registers::observe(session, &mut record)?;
-    Ok(record.into_seen())
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(record.finish(Arch::X86_64, shape, Volatile { kernel, ..Volatile::default() }))
 }
 
 /// Makes a witness with `vcpus` vCPUs, of which the first runs, and saves it. `system` is that of `noting`, which has made no
@@ -136,8 +139,8 @@ pub fn keep(
     let debug = Probe::new(&[0x0f, 0x23, 0xc0, 0x0f, 0x23, 0xd9]);
     session.one(debug.with(RAX, 0x1234_5000).with(RCX, 0x7654_3000).with(RDX, 0))?;
     // The first time leaves traces.
-    look(&mut session)?;
-    let seen = look(&mut session)?;
+    look(&mut session, irqchip.name())?;
+    let seen = look(&mut session, irqchip.name())?;
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
     let saved = x86::save(&mut lent(system, &machine, session.runner(), others), &manifest)?;
@@ -152,12 +155,13 @@ pub fn keep(
 /// # Errors
 /// The machine cannot be made, or the guest is lost.
 pub fn take(backend: &dyn Backend, image: &Image, memory: &[(u64, Vec<u8>)]) -> Result<Taken, MoveError> {
+    let irqchip = irqchip(&image.manifest);
     let system = System::open(backend)?;
     let begin = Instant::now();
     let (made, report) = revive(&system, image, memory)?;
     let took = begin.elapsed();
     let (slot, ram) = &made.memory[0];
-    let shape = Shape { irqchip: Irqchip::Kernel, pit: false, memory: slot.length as usize };
+    let shape = Shape { irqchip, pit: false, memory: slot.length as usize };
     let machine = Machine::adopt(&system, made.vm, ram.clone(), shape);
     let (first, others) = made.vcpus.split_at(1);
     let mut runner = first[0].runner(&system)?;
@@ -172,8 +176,21 @@ pub fn take(backend: &dyn Backend, image: &Image, memory: &[(u64, Vec<u8>)]) -> 
     };
     let deadline = Deadline::new();
     let mut session = Session::new(&machine, &first[0], 0, &deadline)?;
-    let seen = look(&mut session)?;
+    let seen = look(&mut session, irqchip.name())?;
     Ok(Taken { report, second, third, seen, image: again, took })
+}
+
+/// Which interrupt controllers a manifest makes.
+pub fn irqchip(manifest: &Manifest) -> Irqchip {
+    // KVM_CAP_SPLIT_IRQCHIP.
+    let split = |argument: &[u8]| word(argument, 0) == 121;
+    if manifest.calls.iter().any(|c| c.call == "KVM_CREATE_IRQCHIP") {
+        Irqchip::Kernel
+    } else if manifest.calls.iter().any(|c| c.call == "KVM_ENABLE_CAP" && split(&c.argument)) {
+        Irqchip::Split
+    } else {
+        Irqchip::None
+    }
 }
 
 fn revive<'b>(

@@ -205,11 +205,6 @@ impl Record {
         self.running.retain(|name, _| !name.ends_with(suffix));
     }
 
-    /// What was seen, by name; without what runs by itself.
-    pub fn into_seen(self) -> BTreeMap<String, Saw> {
-        self.seen
-    }
-
     /// The whole.
     pub fn finish(self, arch: Arch, shape: &str, volatile: Volatile) -> Observation {
         let list = |map: BTreeMap<String, Saw>| {

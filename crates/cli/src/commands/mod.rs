@@ -17,8 +17,12 @@ pub mod observe_score;
 pub mod predict;
 pub mod registers;
 pub mod rounds;
+#[cfg(target_arch = "x86_64")]
+pub mod restore;
 pub mod schema;
 pub mod seal;
+#[cfg(target_arch = "x86_64")]
+pub mod snapshot;
 pub mod survive;
 
 use std::path::{Path, PathBuf};

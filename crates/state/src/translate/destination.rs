@@ -20,6 +20,11 @@ impl Destination<'_> {
         carries::taken(self.view, key)
     }
 
+    /// What an item holds in a fresh vCPU there.
+    pub(super) fn shows(&self, key: ItemKey) -> Option<u64> {
+        self.view.item(key)?.reset
+    }
+
     /// A capture of any host of this shape says whether it has this section.
     pub(super) fn tells_of(&self, section: &str) -> bool {
         let told = |name: &str| self.offer.sections.iter().any(|s| s.item == name);

@@ -103,12 +103,13 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
     let mut kept = Vec::with_capacity(entries.len());
     for entry in entries {
         let key = entry.key();
-        if to.takes(key) != Some(Write::Refused) {
+        let held = number(&entry.value);
+        // What the host shows by itself and takes no other value for need not be taken: reading back decides.
+        if to.takes(key) != Some(Write::Refused) || held.is_some() && to.shows(key) == held {
             kept.push(entry);
             continue;
         }
         let known = evenkeel_contract::carries::known(key);
-        let held = number(&entry.value);
         let alias = known.alias_of.is_some();
         if alias || known.droppable_at.is_some_and(|absent| held == Some(absent)) {
             let because = match known.alias_of {

@@ -2,6 +2,8 @@
 
 mod against;
 mod carried;
+#[cfg(target_arch = "x86_64")]
+pub use carried::setup;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,0 +1,178 @@
+//! `evenkeel snapshot`: a witness, saved into a capsule.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use evenkeel_apply::{Plan, Verdict};
+use evenkeel_capsule::{Id, Layout, Provenance, Region, Section, Slices};
+use evenkeel_monitor::Irqchip;
+use evenkeel_state::Noting;
+use evenkeel_state::file::Guest;
+use evenkeel_surface::Arch;
+use evenkeel_sys::{Live, System};
+use evenkeel_witness::moved::{self, Kept};
+use evenkeel_witness::programs::x86_64::{Configure, offered_cpuid};
+
+use crate::failure::Failure;
+use crate::{Format, Global, output};
+
+/// The section with what the witness saw before it was saved: an observation as JSON.
+pub const SEEN: &str = "witness.seen";
+
+/// Starts a guest that looks at everything, saves it, and writes it into a capsule.
+#[derive(clap::Args)]
+pub struct Snapshot {
+    /// Where to write the capsule.
+    #[arg(short, long, value_name = "FILE.capsule")]
+    output: PathBuf,
+    /// Run the guest under this contract, in its shape.
+    #[arg(long, value_name = "FILE", conflicts_with = "shape")]
+    contract: Option<PathBuf>,
+    /// The machine's shape: kernel, split or none. `kernel`, if not given.
+    #[arg(long, value_parser = ["kernel", "split", "none"])]
+    shape: Option<String>,
+    /// How many vCPUs; the first runs.
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=6))]
+    vcpus: u32,
+    /// Memory as it is, page-aligned, to be mapped instead of read.
+    #[arg(long, conflicts_with = "compress")]
+    lazy: bool,
+    /// Compress memory.
+    #[arg(long)]
+    compress: bool,
+}
+
+/// `evenkeel snapshot --format json`.
+#[derive(Clone, Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct Snapshotted {
+    /// `evenkeel.snapshot/1`.
+    pub schema: &'static str,
+    /// The capsule's identity.
+    pub root: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Items of state in it.
+    pub items: usize,
+    /// Microseconds that saving took; memory apart.
+    pub saved_us: u64,
+    /// State that KVM cannot save, and that the guest had.
+    pub gaps: Vec<String>,
+}
+
+impl Snapshot {
+    /// Saves.
+    pub fn run(self, global: Global) -> Result<u8, Failure> {
+        let contract = self.contract.as_deref().map(super::contract).transpose()?;
+        let (kept, shape) = match &contract {
+            None => {
+                let shape = self.shape.as_deref().unwrap_or("kernel");
+                (self.open(super::observe::known(shape, Irqchip::by_name)?)?, shape.to_owned())
+            }
+            Some(contract) => (self.under(contract)?, contract.shape.clone()),
+        };
+        let mut guest = Guest::new(random()?, kept.saved.image);
+        guest.contract = contract.as_ref().map(|c| evenkeel_contract::document::print(c).into_bytes());
+        guest.provenance = Some(Provenance {
+            tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+            kernel: kept.seen.volatile.kernel.clone(),
+            saved_at: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |now| now.as_secs()),
+            exposure: Vec::new(),
+        });
+        guest.carried.push(Section::new(SEEN, false, kept.seen.print().into_bytes()));
+        let slices: Vec<(u64, &[u8])> = kept.memory.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
+        let regions = slices.iter().map(|(address, bytes)| Region { address: *address, length: bytes.len() as u64 });
+        let layout = match self.lazy {
+            true => Layout::lazy(regions.collect()),
+            false => Layout { level: self.compress.then_some(1), ..Layout::eager(regions.collect()) },
+        };
+        let draft = guest.draft().map_err(|e| super::capsule::refused(&self.output, &e))?;
+        let written = evenkeel_files::replace(&self.output, |file| {
+            let written = draft.write_with(&mut *file, &layout, Slices(&slices)).map_err(std::io::Error::other)?;
+            file.flush().map(|()| written)
+        });
+        let written = written.map_err(|e: std::io::Error| Failure::file(&self.output, &e))?;
+        let told = Snapshotted {
+            schema: "evenkeel.snapshot/1",
+            root: written.root.to_string(),
+            bytes: written.length,
+            items: guest.image.items.len(),
+            saved_us: u64::try_from(kept.took.as_micros()).unwrap_or(u64::MAX),
+            gaps: kept.saved.gaps.iter().map(|g| format!("{}: {}: {}", g.gap, g.owner, g.what)).collect(),
+        };
+        match global.format {
+            Format::Json => output::json(&told)?,
+            Format::Text => output::print(&format!(
+                "{}: {} bytes, {} items of state, shape {shape}, saved in {} µs\n{}\n{}",
+                self.output.display(),
+                told.bytes,
+                told.items,
+                told.saved_us,
+                told.root,
+                told.gaps.iter().map(|gap| format!("not saved: {gap}\n")).collect::<String>()
+            ))?,
+        }
+        Ok(0)
+    }
+
+    /// A guest that is shown all that the host offers.
+    fn open(&self, irqchip: Irqchip) -> Result<Kept, Failure> {
+        let live = Live::new();
+        let noting = Noting::new(&live);
+        let system = System::open(&noting).map_err(|e| cannot(&e))?;
+        let vcpu = |vcpu: &evenkeel_sys::Vcpu<'_>, id: u32| vcpu.set_cpuid(&offered_cpuid(&system, id)?);
+        let configure = Configure { vcpu: &vcpu, ..Configure::default() };
+        moved::keep(&noting, &system, irqchip, self.vcpus, &configure).map_err(|e| cannot(&e))
+    }
+
+    /// A guest under a contract, which has to be kept.
+    fn under(&self, contract: &evenkeel_contract::Contract) -> Result<Kept, Failure> {
+        let irqchip = super::observe::known(&contract.shape, Irqchip::by_name)?;
+        let host = evenkeel_hosts::capture_here()?;
+        let mut setup = super::observe_contract::setup();
+        setup.topology.vcpus = self.vcpus;
+        let plan = Plan::new(contract, &host, setup).map_err(|e| Failure::bad(e.to_string(), ""))?;
+        let live = Live::new();
+        let noting = Noting::new(&live);
+        let system = System::open(&noting).map_err(|e| cannot(&e))?;
+        let applying = std::cell::RefCell::new(plan.start());
+        // What stops a stage is in the report, which is asked below.
+        let vm = |vm: &evenkeel_sys::Vm<'_>| {
+            let _ = applying.borrow_mut().vm(vm);
+            Ok(())
+        };
+        let vcpu = |vcpu: &evenkeel_sys::Vcpu<'_>, id: u32| {
+            let _ = applying.borrow_mut().vcpu(vcpu, id);
+            Ok(())
+        };
+        let configure = Configure { vm: &vm, vcpu: &vcpu, ..Configure::default() };
+        let kept = moved::keep(&noting, &system, irqchip, self.vcpus, &configure).map_err(|e| cannot(&e))?;
+        let report = applying.borrow().report();
+        match report.verdict {
+            Verdict::Kept | Verdict::Waived => Ok(kept),
+            Verdict::Refused | Verdict::Incomplete => Err(Failure {
+                exit: 1,
+                ..Failure::bad(
+                    format!("this host does not keep the contract: {}", report.findings().join(", ")),
+                    "`evenkeel apply` says what differs, and writes a contract that this host can keep",
+                )
+            }),
+        }
+    }
+}
+
+fn random() -> Result<Id, Failure> {
+    let mut id = [0; 16];
+    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
+        Ok(16) => Ok(Id(id)),
+        _ => Err(Failure { exit: 3, ..Failure::bad("the kernel gives no random bytes", "") }),
+    }
+}
+
+fn cannot(e: &dyn std::fmt::Display) -> Failure {
+    Failure { exit: 3, ..Failure::bad(format!("nothing was saved: {e}"), "this needs a usable /dev/kvm") }
+}
+
+/// Of documents that are about x86 machines only.
+pub const ARCH: Arch = Arch::X86_64;
