@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 18] = [
     "surface",
     "observation",
     "observation-diff",
@@ -18,6 +18,7 @@ const DOCUMENTS: [&str; 17] = [
     "predict",
     "matrix",
     "lab-run",
+    "lab-observe",
     "registers",
     "registers-loaded",
     "registers-matrix",

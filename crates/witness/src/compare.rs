@@ -68,6 +68,7 @@ const BEHIND: &[(&str, &str)] = &[
     ("msr.140", "msr.ce.cpuid-fault"),
     ("msr.1a0", "x86.misc-enable.pmu-bits"),
     ("insn.rdpmc", "x86.amd.rdpmc"),
+    ("cpuid.1.0.ecx.osxsave@reboot", "x86.svm.osxsave-after-shutdown"),
     ("msr.175", "x86.amd.sysenter-width"),
     ("msr.176", "x86.amd.sysenter-width"),
     ("msr.c0010130", "x86.amd.ghcb-msr-read"),

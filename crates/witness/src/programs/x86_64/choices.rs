@@ -98,6 +98,17 @@ fn value(name: &str, record: &Record) -> Settled {
             }
             _ => Not("the bit cannot be set here"),
         },
+        // XSAVE was on before the fault: the look at instructions leaves it so. What is as in the beginning is not told again.
+        "x86.svm.osxsave-after-shutdown" => {
+            let osxsave = |word: u64| word >> 27 & 1;
+            match (number("cpuid.1.0.ecx"), number("cpuid.1.0.ecx@reboot"), record.get("reboot.triple-fault"))
+            {
+                (Some(before), again, Some(_)) if osxsave(before) == 0 => {
+                    Value(u64::from(osxsave(again.unwrap_or(before)) == 0))
+                }
+                _ => Not("no triple fault, or the bit was on from the beginning"),
+            }
+        }
         "x86.amd.rdpmc" => either(record.get("insn.rdpmc"), 0, 1),
         "x86.misc-enable.pmu-bits" => bit(record, 0x1a0, 11, 0, 0, 1),
         "x86.amd.hwcr-cpuid-user-dis" => bit(record, 0xc001_0015, 35, 1, 0, 0),
