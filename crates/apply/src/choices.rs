@@ -115,6 +115,11 @@ impl Context<'_> {
             .any(|r| self.expectation(r, w).is_some())
     }
 
+    /// The facets that some ioctl shows, by name.
+    pub(crate) fn readable(&self) -> Vec<&'static str> {
+        self.all.iter().filter(|w| self.is_readable(**w)).map(|w| w.facet().name).collect()
+    }
+
     /// The step of one knob; none when nothing has to be selected with it.
     pub(crate) fn knob(&self, knob: &'static Knob) -> Option<Step> {
         let bits = self.bits(knob)?;

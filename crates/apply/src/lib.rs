@@ -17,6 +17,7 @@ mod choices;
 mod cpuid;
 mod keep;
 mod plan;
+mod promised;
 mod registers;
 mod report;
 pub mod score;
@@ -25,6 +26,7 @@ mod topology;
 
 pub use applying::{Applying, Halt};
 pub use plan::{Duty, Plan, PlanError, Refusal, Setup, Unobserved};
+pub use promised::PromisedChoice;
 pub use report::{ContractInfo, HostInfo, Report, SCHEMA, Verdict};
 pub use scratch::{Scratch, scratch};
 pub use topology::Topology;

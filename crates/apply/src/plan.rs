@@ -145,11 +145,15 @@ pub struct Plan {
     pub(crate) setup: Setup,
     pub(crate) hyperv: bool,
     waivers: Vec<String>,
+    /// What the guest is shown.
+    pub(crate) shown: Shown,
+    /// Facets that are no words and that an ioctl shows.
+    pub(crate) readable: Vec<&'static str>,
     /// What is the same for every vCPU, by name.
-    fixed: BTreeMap<&'static str, Step>,
+    pub(crate) fixed: BTreeMap<&'static str, Step>,
     order: Vec<&'static str>,
     table: Vec<CpuidEntry>,
-    features: u32,
+    pub(crate) features: u32,
     init_unseen: Vec<Unseen>,
     looks: [Vec<Expect>; 3],
 }
@@ -212,6 +216,8 @@ impl Plan {
             vm_type: context.argument(Call::VmType),
             hyperv,
             waivers: Vec::new(),
+            readable: context.readable(),
+            shown: shown.clone(),
             fixed,
             order: order::catalogued(arch).map_err(PlanError::Order)?,
             table,

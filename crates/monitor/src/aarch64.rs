@@ -87,20 +87,42 @@ impl Shape {
     }
 }
 
-/// What is decided besides the shape, and when.
+/// What a step of making a machine does with a vCPU and its number.
+pub type ForVcpu<'c> = dyn Fn(&Vcpu<'_>, u64) -> Result<(), CallError> + 'c;
+
+/// What is decided besides the shape, and when. Whoever decides a step makes all of it, in the machine's place.
 pub struct Configure<'c> {
+    /// KVM_CREATE_VM's argument; none: the widest addresses of up to 40 bits.
+    pub vm_type: Option<u64>,
+    /// The first word of features for KVM_ARM_VCPU_INIT at a reset; none: the shape's.
+    pub features: Option<u32>,
     /// Of the VM, before it has vCPUs.
     pub vm: &'c dyn Fn(&Vm<'_>) -> Result<(), CallError>,
-    /// Of each vCPU, by its number, after KVM_ARM_VCPU_INIT and before it runs.
-    pub vcpu: &'c dyn Fn(&Vcpu<'_>, u64) -> Result<(), CallError>,
-    /// Of the GIC, after it was initialized.
-    pub gic: &'c dyn Fn(&Device<'_>) -> Result<(), CallError>,
+    /// KVM_ARM_VCPU_INIT, what is set between it and KVM_ARM_VCPU_FINALIZE, and that.
+    pub vcpu: Option<&'c ForVcpu<'c>>,
+    /// The GIC's addresses and its initialization.
+    pub gic: Option<&'c dyn Fn(&Device<'_>) -> Result<(), CallError>>,
+    /// What is left of a vCPU then: its PMU.
+    pub late: Option<&'c ForVcpu<'c>>,
+    /// After a vCPU's first KVM_RUN.
+    pub ran: &'c ForVcpu<'c>,
+    /// After KVM_ARM_VCPU_INIT at a reset.
+    pub reset: &'c ForVcpu<'c>,
 }
 
 impl Default for Configure<'_> {
     /// Nothing.
     fn default() -> Self {
-        Configure { vm: &|_| Ok(()), vcpu: &|_, _| Ok(()), gic: &|_| Ok(()) }
+        Configure {
+            vm_type: None,
+            features: None,
+            vm: &|_| Ok(()),
+            vcpu: None,
+            gic: None,
+            late: None,
+            ran: &|_, _| Ok(()),
+            reset: &|_, _| Ok(()),
+        }
     }
 }
 
@@ -134,7 +156,8 @@ impl<'s, 'b> Machine<'s, 'b> {
     ) -> Result<Self, Error> {
         // Type 0 means 40 bits of guest physical address, more than some hosts have.
         let bits = system.check_extension(CAP_IPA_SIZE)?;
-        let vm = system.create_vm(if (32..40).contains(&bits) { bits as u64 } else { 0 })?;
+        let usual = if (32..40).contains(&bits) { bits as u64 } else { 0 };
+        let vm = system.create_vm(configure.vm_type.unwrap_or(usual))?;
         (configure.vm)(&vm)?;
         let ram = Arc::new(Ram::new(memory).map_err(Error::Memory)?);
         vm.set_memory(0, MEMORY_BASE, &ram)?;
@@ -144,14 +167,18 @@ impl<'s, 'b> Machine<'s, 'b> {
                 features |= 1 << bit;
             }
         }
+        let features = configure.features.unwrap_or(features);
         let target = vm.preferred_target()?;
         let mut made = Vec::new();
         for id in 0..vcpus {
             let vcpu = vm.create_vcpu(id)?;
-            vcpu.init(target, first_word(features, id))?;
-            (configure.vcpu)(&vcpu, id)?;
-            if features & 1 << SVE != 0 {
-                vcpu.finalize(SVE)?;
+            if let Some(vcpu_is_made) = configure.vcpu {
+                vcpu_is_made(&vcpu, id)?;
+            } else {
+                vcpu.init(target, first_word(features, id))?;
+                if features & 1 << SVE != 0 {
+                    vcpu.finalize(SVE)?;
+                }
             }
             made.push(vcpu);
         }
@@ -171,9 +198,8 @@ impl<'s, 'b> Machine<'s, 'b> {
     }
 
     fn controllers(&mut self, configure: &Configure<'_>) -> Result<(), Error> {
-        match gic(&self._vm) {
+        match gic(&self._vm, configure) {
             Ok(gic) => {
-                (configure.gic)(&gic)?;
                 self._devices.push(gic);
                 match its(&self._vm) {
                     Ok(its) => self._devices.push(its),
@@ -182,7 +208,11 @@ impl<'s, 'b> Machine<'s, 'b> {
             }
             Err(error) => self.no_gic = Some(error.to_string()),
         }
-        if self.features & 1 << PMU != 0 && self.no_gic.is_none() {
+        if let Some(late) = configure.late {
+            for (id, vcpu) in self.vcpus.iter().enumerate() {
+                late(vcpu, id as u64)?;
+            }
+        } else if self.features & 1 << PMU != 0 && self.no_gic.is_none() {
             for vcpu in &self.vcpus {
                 // KVM_ARM_VCPU_PMU_V3_CTRL: IRQ, then INIT.
                 vcpu.set_attr(0, 0, &PMU_INTERRUPT.to_ne_bytes())?;
@@ -208,6 +238,19 @@ impl<'s, 'b> Machine<'s, 'b> {
         Ok(self.vcpus[number].runner(self.system)?)
     }
 
+    /// Its vCPUs.
+    pub fn vcpus(&self) -> &[Vcpu<'b>] {
+        &self.vcpus
+    }
+
+    /// One more vCPU, with this number, of a machine that has run: nothing is set in it.
+    ///
+    /// # Errors
+    /// As the kernel says: where there is a GIC that is initialized, EBUSY.
+    pub fn another(&self, id: u64) -> Result<Vcpu<'b>, Error> {
+        Ok(self._vm.create_vcpu(id)?)
+    }
+
     /// KVM_ARM_VCPU_INIT once more, for each: what a VMM does at a reset.
     ///
     /// # Errors
@@ -224,8 +267,11 @@ fn first_word(features: u32, id: u64) -> u32 {
     if id == 0 { features } else { features | 1 << POWER_OFF }
 }
 
-fn gic<'b>(vm: &Vm<'b>) -> Result<Device<'b>, CallError> {
+fn gic<'b>(vm: &Vm<'b>, configure: &Configure<'_>) -> Result<Device<'b>, CallError> {
     let gic = vm.create_device(DEVICE_GIC_V3)?;
+    if let Some(gic_is_made) = configure.gic {
+        return gic_is_made(&gic).map(|()| gic);
+    }
     // KVM_DEV_ARM_VGIC_GRP_ADDR: distributor, redistributors; KVM_DEV_ARM_VGIC_CTRL_INIT.
     gic.set_attr(0, 2, &GIC_DISTRIBUTOR.to_ne_bytes())?;
     gic.set_attr(0, 3, &GIC_REDISTRIBUTOR.to_ne_bytes())?;

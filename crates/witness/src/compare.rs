@@ -153,7 +153,7 @@ impl Looked<'_> {
             };
             return self.seen.get(name).or_else(|| zero().then_some(&ZERO));
         };
-        // From the second vCPU and after a reboot only what is otherwise than before is kept.
+        // From later vCPUs and after a reboot only what is otherwise than before is kept.
         let kept = || match self.at(plain) {
             Some(saw @ Saw::Value(_)) if LATER.contains(&suffix) && self.looked(suffix) => Some(saw),
             _ => None,
@@ -161,9 +161,9 @@ impl Looked<'_> {
         self.seen.get(name).or_else(kept)
     }
 
-    /// Whether there was a second vCPU, or a reboot.
+    /// Whether there was such a vCPU; a reboot there is always.
     fn looked(&self, suffix: &str) -> bool {
-        suffix != "second" || matches!(self.seen.get("second.start"), Some(Saw::Executes))
+        suffix == "reboot" || matches!(self.seen.get(&format!("{suffix}.start")), Some(Saw::Executes))
     }
 
     fn told(&self, name: &str, saw: Option<&Saw>) -> String {
@@ -181,7 +181,7 @@ impl Looked<'_> {
 }
 
 /// Looks at the same things elsewhere or later.
-const LATER: [&str; 2] = ["second", "reboot"];
+const LATER: [&str; 3] = ["second", "late", "reboot"];
 
 /// Why a kernel cannot be asked for something: the entry for the capability that it takes, by prefixes of names.
 fn asking(arch: Arch, name: &str) -> Option<&'static catalog::Change> {

@@ -10,7 +10,6 @@ pub mod hosts;
 pub mod lab;
 pub mod matrix;
 pub mod observe;
-#[cfg(target_arch = "x86_64")]
 pub mod observe_contract;
 pub mod predict;
 pub mod registers;

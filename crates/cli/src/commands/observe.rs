@@ -47,12 +47,6 @@ fn load(path: &PathBuf) -> Result<Observation, Failure> {
 impl Observe {
     /// Observes, and compares.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
-        #[cfg(not(target_arch = "x86_64"))]
-        if self.contract.is_some() {
-            let why = "under a contract only x86 guests are observed yet";
-            return Err(Failure { exit: 3, ..Failure::bad(why, "leave --contract out") });
-        }
-        #[cfg(target_arch = "x86_64")]
         if let Some(path) = &self.contract {
             let (observed, seen) = super::observe_contract::observe(&super::contract(path)?)?;
             if let Some(path) = &self.output {
@@ -211,61 +205,61 @@ pub(super) fn known<T>(name: &str, by_name: impl Fn(&str) -> Option<T>) -> Resul
 pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::Irqchip;
     use evenkeel_sys::{Live, System};
-    use evenkeel_witness::programs::x86_64::offered_cpuid;
+    use evenkeel_witness::programs::x86_64::{Configure, offered_cpuid};
 
     let live = Live::new();
     // Of the VM's own system fd there is none to be had in the closure.
     let system = System::open(&live).map_err(|e| Failure { exit: 3, ..Failure::bad(e.to_string(), HINT) })?;
-    under(known(shape, Irqchip::by_name)?, &|_| Ok(()), &|vcpu, id| {
-        vcpu.set_cpuid(&offered_cpuid(&system, id)?)
-    })
-    .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
+    let configure = Configure {
+        vm: &|_| Ok(()),
+        vcpu: &|vcpu, id| vcpu.set_cpuid(&offered_cpuid(&system, id)?),
+        ran: &|_, _| Ok(()),
+        reset: &|_, _| Ok(()),
+        later: false,
+    };
+    under(known(shape, Irqchip::by_name)?, &configure)
+        .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
 }
 
 /// What a guest sees on a machine that was set up in this way.
 #[cfg(target_arch = "x86_64")]
 pub fn under(
     irqchip: evenkeel_monitor::Irqchip,
-    vm: &dyn Fn(&evenkeel_sys::Vm<'_>) -> Result<(), evenkeel_sys::Error>,
-    vcpu: &dyn Fn(&evenkeel_sys::Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
+    configure: &evenkeel_witness::programs::x86_64::Configure<'_>,
 ) -> Result<Observation, evenkeel_witness::Error> {
-    use evenkeel_sys::{Live, System};
-    use evenkeel_witness::programs::x86_64::{Configure, observe};
-
-    let live = Live::new();
-    let system = System::open(&live)?;
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let volatile = observation::Volatile {
-        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: release,
-        ..observation::Volatile::default()
-    };
-    observe(&system, irqchip, &Configure { vm, vcpu }, volatile)
+    let live = evenkeel_sys::Live::new();
+    let system = evenkeel_sys::System::open(&live)?;
+    evenkeel_witness::programs::x86_64::observe(&system, irqchip, configure, volatile())
 }
 
-#[cfg(target_arch = "x86_64")]
 const HINT: &str = "this needs a usable /dev/kvm";
+
+/// Whose guest it is.
+fn volatile() -> observation::Volatile {
+    observation::Volatile {
+        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        ..observation::Volatile::default()
+    }
+}
 
 /// What a guest sees on this machine, in a machine of this shape.
 #[cfg(target_arch = "aarch64")]
 pub fn here(shape: &str) -> Result<Observation, Failure> {
     use evenkeel_monitor::aarch64::{Configure, Shape};
-    use evenkeel_sys::{Live, System};
-    use evenkeel_witness::aarch64::programs;
-    use evenkeel_witness::guests;
 
-    let cannot = |e: &dyn std::fmt::Display| Failure {
-        exit: 3,
-        ..Failure::bad(format!("nothing was observed: {e}"), "this needs a usable /dev/kvm")
-    };
-    let shape = known(shape, Shape::by_name)?;
-    let live = Live::new();
-    let system = System::open(&live).map_err(|e| cannot(&e))?;
-    let volatile = observation::Volatile {
-        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        ..observation::Volatile::default()
-    };
-    programs::observe(&system, guests::image(), shape, &Configure::default(), volatile)
-        .map_err(|e| cannot(&e))
+    under(known(shape, Shape::by_name)?, &Configure::default())
+        .map_err(|e| Failure { exit: 3, ..Failure::bad(format!("nothing was observed: {e}"), HINT) })
+}
+
+/// What a guest sees on a machine that was set up in this way.
+#[cfg(target_arch = "aarch64")]
+pub fn under(
+    shape: evenkeel_monitor::aarch64::Shape,
+    configure: &evenkeel_monitor::aarch64::Configure<'_>,
+) -> Result<Observation, evenkeel_witness::Error> {
+    let live = evenkeel_sys::Live::new();
+    let system = evenkeel_sys::System::open(&live)?;
+    let image = evenkeel_witness::guests::image();
+    evenkeel_witness::aarch64::programs::observe(&system, image, shape, configure, volatile())
 }

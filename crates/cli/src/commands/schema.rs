@@ -13,7 +13,6 @@ pub enum Document {
     /// What `observe --against` prints.
     ObservationDiff,
     /// What `observe --contract` prints.
-    #[cfg(target_arch = "x86_64")]
     ObservedContract,
     /// What `survive` prints.
     Survive,
@@ -51,7 +50,6 @@ impl Document {
         match self {
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
-            #[cfg(target_arch = "x86_64")]
             Document::ObservedContract => schemars::schema_for!(super::observe_contract::ContractObserved),
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),

@@ -5,9 +5,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use evenkeel_monitor::aarch64::{MEMORY_BASE, Machine, enter, map};
+use evenkeel_monitor::aarch64::{ForVcpu, MEMORY_BASE, Machine, enter, map};
 use evenkeel_monitor::{Error as MonitorError, Next, run};
-use evenkeel_sys::{Deadline, Exit, Ram, Runner};
+use evenkeel_sys::{Deadline, Exit, Ram, Runner, Vcpu};
 
 use crate::Error;
 use crate::aarch64::abi;
@@ -23,13 +23,14 @@ pub fn load(ram: &Ram, image: &[u8]) -> Result<(), Error> {
 }
 
 /// A vCPU whose guest takes probes.
-#[derive(Debug)]
 pub struct Session<'m, 's, 'b> {
     machine: &'m Machine<'s, 'b>,
     ram: Arc<Ram>,
     runner: Runner<'m, 'b>,
     deadline: &'m Deadline,
     number: usize,
+    /// What is done to each vCPU at a reset, after KVM_ARM_VCPU_INIT.
+    pub at_reset: &'m ForVcpu<'m>,
     /// How long a batch may take.
     pub limit: Duration,
     /// How many probes were given.
@@ -44,12 +45,18 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
     pub fn new(machine: &'m Machine<'s, 'b>, number: usize, deadline: &'m Deadline) -> Result<Self, Error> {
         let runner = machine.runner(number)?;
         let limit = Duration::from_secs(20);
-        Ok(Session { machine, ram: machine.ram().clone(), runner, deadline, number, limit, probes: 0 })
+        let ram = machine.ram().clone();
+        Ok(Session { machine, ram, runner, deadline, number, at_reset: &|_, _| Ok(()), limit, probes: 0 })
     }
 
     /// The address of the vCPU's area: what its guest has in X0 when it begins.
     pub fn area(&self) -> u64 {
         area(self.number)
+    }
+
+    /// The vCPU.
+    pub fn vcpu(&self) -> &'m Vcpu<'b> {
+        self.runner.vcpu()
     }
 
     /// Puts the vCPU at the guest's beginning. One that CPU_ON starts needs no such thing.
@@ -133,6 +140,9 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
             self.ram.write(offset(self.area() + abi::INDEX), &(at + 1).to_le_bytes())?;
             self.ram.write(offset(self.area() + abi::RUNNING), &[0; 8])?;
             self.machine.reset()?;
+            for (number, vcpu) in self.machine.vcpus().iter().enumerate() {
+                (self.at_reset)(vcpu, number as u64).map_err(MonitorError::from)?;
+            }
             self.start()?;
         }
         Err(MonitorError::Hung(self.limit).into())

@@ -13,13 +13,13 @@ mod smccc;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use evenkeel_monitor::aarch64::{Configure, Machine, Shape};
+use evenkeel_monitor::aarch64::{Configure, ForVcpu, Machine, Shape};
 use evenkeel_surface::{Arch, Hex64};
 use evenkeel_sys::{Deadline, System};
 
 use crate::Error;
 use crate::aarch64::abi;
-use crate::aarch64::probe::{Outcome, Probe};
+use crate::aarch64::probe::{ISB, Outcome, Probe};
 use crate::aarch64::session::{Session, area, load};
 use crate::observation::{Observation, Record, Saw, Volatile};
 
@@ -147,7 +147,11 @@ pub fn observe(
     let machine = Machine::new(system, shape, abi::MEMORY, 2, configure)?;
     load(machine.ram(), image)?;
     let mut session = Session::new(&machine, 0, &deadline)?;
+    session.at_reset = configure.reset;
     session.start()?;
+    // The plainest thing that a guest can do: its first KVM_RUN.
+    session.one(Probe::new(&[ISB]))?;
+    (configure.ran)(session.vcpu(), 0)?;
     let all: Vec<Look> =
         looks().into_iter().filter(|l| machine.no_gic.is_none() || !gic::is_frame(&l.name)).collect();
     if let Some(why) = &machine.no_gic {
@@ -180,10 +184,17 @@ pub fn observe(
     let mut probes = 0;
     if on.registers().is_some_and(|x| x[0] == 0) {
         let mut second = Session::new(&machine, 1, &deadline)?;
+        second.at_reset = configure.reset;
+        second.one(Probe::new(&[ISB]))?;
+        (configure.ran)(second.vcpu(), 1)?;
         differing(&mut record, &first, look(&mut second, &all)?, "vcpu1");
         probes += second.probes;
     } else {
         record.unasked("@vcpu1", "CPU_ON did not bring it up");
+    }
+
+    if let Some(make) = configure.vcpu {
+        later(&machine, make, &mut record)?;
     }
 
     // What ends the guest; the host resets it each time, as a VMM does, so that the last look is one after a reset.
@@ -198,7 +209,10 @@ pub fn observe(
     differing(&mut record, &first, look(&mut session, &all)?, "reset");
     probes += session.probes;
 
-    if shape != Shape::Min {
+    // A configuration is for one shape.
+    if shape != Shape::Min && configure.vcpu.is_some() {
+        record.unasked("@min", "the guest's configuration is for another shape");
+    } else if shape != Shape::Min {
         let machine = Machine::new(system, Shape::Min, abi::MEMORY, 2, configure)?;
         load(machine.ram(), image)?;
         let mut session = Session::new(&machine, 0, &deadline)?;
@@ -214,6 +228,22 @@ pub fn observe(
     let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(record.finish(Arch::Aarch64, shape.name(), Volatile { took_ms, ..volatile }))
 }
+
+/// A vCPU that is made when the guest has been running for a while. Only where there is no GIC will a kernel make one;
+/// then it is configured like the others, and does not run.
+fn later(machine: &Machine<'_, '_>, make: &ForVcpu<'_>, record: &mut Record) -> Result<(), Error> {
+    match machine.another(LATE) {
+        Ok(vcpu) => {
+            make(&vcpu, LATE)?;
+            record.unasked("@late", "it is configured and read back, and nothing starts it");
+        }
+        Err(why) => record.unasked("@late", format!("no vCPU is made once the GIC is ready: {why}")),
+    }
+    Ok(())
+}
+
+/// The number of a vCPU that is made later.
+const LATE: u64 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -21,16 +21,28 @@ use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, System, Vcpu, Vm};
 
 use crate::observation::{Observation, Phase, Record, Volatile};
+use crate::probe::Probe;
 use crate::session::{Session, load};
 use crate::{Error, abi, guests};
 
-/// What is done to a VM before it has vCPUs, and to each vCPU before it runs.
+/// What is done with a vCPU and its number.
+pub type ForVcpu<'c> = dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error> + 'c;
+
+/// What is done to a VM before it has vCPUs, and to each vCPU before it runs, and when.
 pub struct Configure<'c> {
     /// To the VM, after its irqchip is chosen.
     pub vm: &'c dyn Fn(&Vm<'_>) -> Result<(), evenkeel_sys::Error>,
-    /// To a vCPU with this number.
-    pub vcpu: &'c dyn Fn(&Vcpu<'_>, u32) -> Result<(), evenkeel_sys::Error>,
+    /// To a vCPU with this number, before it runs.
+    pub vcpu: &'c ForVcpu<'c>,
+    /// To a vCPU after its first KVM_RUN.
+    pub ran: &'c ForVcpu<'c>,
+    /// To a vCPU when the guest is reset.
+    pub reset: &'c ForVcpu<'c>,
+    /// A third vCPU is made when the guest has been running for a while.
+    pub later: bool,
 }
+
+const NOP: &[u8] = &[0x90];
 
 /// The CPUID that KVM offers, for the vCPU with this APIC id: what a VMM gives a guest that passes everything on.
 ///
@@ -78,6 +90,9 @@ pub fn observe(
     (configure.vcpu)(&other, 1)?;
     let mut session = Session::new(&machine, &vcpu, 0, &deadline)?;
     session.start()?;
+    // The plainest thing that a guest can do: its first KVM_RUN.
+    session.one(Probe::new(NOP))?;
+    (configure.ran)(&vcpu, 0)?;
 
     let mut timer = Timer { last: start, phases: Vec::new() };
     let record = &mut record;
@@ -100,8 +115,23 @@ pub fn observe(
     timer.phase("time");
     if irqchip != Irqchip::None {
         let mut second = Session::new(&machine, &other, 1, &deadline)?;
-        second::observe(&mut session, &mut second, record)?;
+        second::observe(&mut session, &mut second, configure.ran, record)?;
         timer.phase("second");
+    }
+    let third = if configure.later { Some(machine.vcpu(second::LATE)?) } else { None };
+    if let Some(third) = &third {
+        (configure.vcpu)(third, second::LATE as u32)?;
+        if irqchip == Irqchip::None {
+            record.unasked("late.start", "without a local APIC in the kernel nothing starts it");
+        } else {
+            let mut late = Session::new(&machine, third, second::LATE as u32, &deadline)?;
+            second::late(&mut session, &mut late, configure.ran, record)?;
+        }
+        timer.phase("late");
+    }
+    second::crash(&mut session, record)?;
+    for (number, vcpu) in [&vcpu, &other].into_iter().chain(&third).enumerate() {
+        (configure.reset)(vcpu, number as u32)?;
     }
     second::reboot(&mut session, record)?;
     timer.phase("reboot");
