@@ -41,7 +41,12 @@ fn explained(report: &Value, hosts: [&str; 2]) -> Vec<Value> {
         assert_eq!(told.len(), 2);
         for host in told {
             let list = |name: &str| host[name].as_array().unwrap().clone();
-            assert_eq!(list("unexplained"), Vec::<Value>::new(), "{} under the contract of {of}", host["host"]);
+            assert_eq!(
+                list("unexplained"),
+                Vec::<Value>::new(),
+                "{} under the contract of {of}",
+                host["host"]
+            );
             assert!(list("undetermined").iter().all(|d| d["cause"].is_string()), "{host}");
             assert!(host["alike"].as_u64().unwrap() > 500, "{host}");
             // The kernel that the contract is of keeps it and differs in nothing; another kernel does.

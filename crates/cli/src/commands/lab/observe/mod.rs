@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use evenkeel_contract::baseline::baseline;
 use evenkeel_contract::{Contract, document};
 use evenkeel_lab::{Arch, Cache, Error, Exit, Host, Job, Kernels, Lane, Options, each};
-use evenkeel_witness::observation::{self, Observation};
+use evenkeel_witness::observation::{self, Observation, Saw};
 use serde_json::Value;
 
 use self::report::{HostSaw, LabObserved, Round};
@@ -56,6 +56,14 @@ struct Brought {
     seen: Observation,
     applied: Option<String>,
     leaks: Vec<String>,
+}
+
+impl Brought {
+    /// Whether a look had no end: the instruction hangs, or the machine is busy.
+    fn hung(&self) -> bool {
+        let late = |saw: &Saw| matches!(saw, Saw::Ends(how) if how.starts_with("no end within"));
+        self.seen.seen.iter().any(|seen| late(&seen.saw))
+    }
 }
 
 impl Observe {
@@ -144,12 +152,15 @@ impl Observe {
             },
             |host| {
                 let once = || observe(host, &shape, text.as_deref(), options);
-                // An emulated host on a busy machine does not always come up; that is no answer of its kernel.
-                once().or_else(|e| {
-                    let line = format!("{e}\n{}: once more\n", host.name);
-                    anstream::eprint!("{line}");
-                    once()
-                })
+                // An emulated host on a busy machine does not always come up, or in time; that is no answer of its kernel.
+                let why = match once() {
+                    Ok(brought) if !brought.hung() => return Ok(brought),
+                    Ok(_) => "a look of its guest had no end in time".to_owned(),
+                    Err(e) => e.to_string(),
+                };
+                let line = format!("{}: {why}; once more\n", host.name);
+                anstream::eprint!("{line}");
+                once()
             },
             |host, result| {
                 if let (Ok(b), Some(folder)) = (&result, &self.output) {
