@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 20] = [
+const DOCUMENTS: [&str; 21] = [
     "surface",
     "observation",
     "observation-diff",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 20] = [
     "predict",
     "matrix",
     "lab-run",
+    "lab-observe",
     "registers",
     "registers-loaded",
     "registers-matrix",

@@ -370,8 +370,13 @@ fn documents(o: (&Surface, &[View]), n: (&Surface, &[View]), found: &mut Vec<Dif
             add(subject, "an entry of a CPUID table", show(x).to_owned(), show(y).to_owned());
         }
     }
+    // The same of a feature MSR that holds what a vCPU has without it.
     for (x, y) in pair(&a.feature_msrs, &b.feature_msrs, |m| m.msr) {
-        if let Some(m) = x.or(y).filter(|m| x.is_none() != y.is_none() && m.value.0 == 0) {
+        let absent = |m: &evenkeel_surface::FeatureMsr| {
+            m.value.0
+                == crate::layout::layout(crate::layout::index_of(crate::coord::Coord::Msr(m.msr.0))).absent
+        };
+        if let Some(m) = x.or(y).filter(|m| x.is_none() != y.is_none() && absent(m)) {
             let show =
                 |m: Option<&evenkeel_surface::FeatureMsr>| if m.is_some() { "listed" } else { "not listed" };
             add(format!("msr.{:x}", m.msr.0), "a feature MSR", show(x).to_owned(), show(y).to_owned());

@@ -56,6 +56,8 @@ const BEHIND: &[(&str, &str)] = &[
     ("x2apic.eoi.non-zero", "x86.x2apic.high-bits"),
     ("x2apic.8", "x86.x2apic.reserved-register-read"),
     ("apic.suppress-eoi", "x86.x2apic.suppress-eoi-broadcast"),
+    ("msr.c0010015.sticks", "x86.amd.hwcr-clear"),
+    ("msr.c0010015@", "x86.amd.hwcr-clear"),
     ("msr.c0010015", "x86.amd.hwcr-tsc-freq-sel"),
     ("msr.c0010015", "x86.amd.hwcr-cpuid-user-dis"),
     ("msr.c0010015", "cpuid.80000021.0.eax.gp-on-user-cpuid"),
@@ -63,6 +65,10 @@ const BEHIND: &[(&str, &str)] = &[
     ("msr.1d9", "x86.amd.debugctl-btf"),
     ("msr.1d9", "x86.amd.debugctl-reserved"),
     ("msr.1d9", "x86.intel.debugctl-rtm-debug"),
+    ("msr.140", "msr.ce.cpuid-fault"),
+    ("msr.1a0", "x86.misc-enable.pmu-bits"),
+    ("insn.rdpmc", "x86.amd.rdpmc"),
+    ("cpuid.1.0.ecx.osxsave@reboot", "x86.svm.osxsave-after-shutdown"),
     ("msr.175", "x86.amd.sysenter-width"),
     ("msr.176", "x86.amd.sysenter-width"),
     ("msr.c0010130", "x86.amd.ghcb-msr-read"),
@@ -120,8 +126,8 @@ pub fn shows(name: &str, facet: &str) -> bool {
 
 /// Compares; `before` is the other observation. Both must be of one architecture.
 pub fn compare(before: &Observation, after: &Observation) -> Comparison {
-    let (a, b) = (unfold(&before.seen), unfold(&after.seen));
-    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let (a, b) = (Looked::of(before), Looked::of(after));
+    let names: BTreeSet<&String> = a.seen.keys().chain(b.seen.keys()).collect();
     let mut out = Comparison {
         schema: "evenkeel.observation-diff/1",
         shapes: [before.shape.clone(), after.shape.clone()],
@@ -130,46 +136,127 @@ pub fn compare(before: &Observation, after: &Observation) -> Comparison {
         differences: Vec::new(),
         undetermined: Vec::new(),
     };
-    let zero = Saw::Value(Hex64(0));
     for name in names {
-        let (mut x, mut y) = (a.get(name), b.get(name));
-        // Words of CPUID that are 0 are not in the document.
-        if name.starts_with("cpuid.") && !name.contains('@') {
-            x = x.or(Some(&zero));
-            y = y.or(Some(&zero));
-        }
-        match (x, y) {
+        match (a.at(name), b.at(name)) {
             (Some(x), Some(y)) if x == y => out.alike += 1,
             (Some(x), Some(y)) => out.differences.extend(differ(before.arch, name, x, y)),
-            (x, y) => out.undetermined.push(Difference {
-                name: name.clone(),
-                title: title(name),
-                before: told(before, name, x),
-                after: told(after, name, y),
-                cause: None,
-                cause_title: String::new(),
-            }),
+            // One of them runs by itself there: what the other saw is no value.
+            _ if a.running.contains_key(name) || b.running.contains_key(name) => {}
+            (x, y) => {
+                let cause = asking(before.arch, name);
+                let (x, y) = (a.told(name, x), b.told(name, y));
+                out.undetermined.push(difference(name.clone(), title(name), x, y, cause));
+            }
         }
     }
     // Clocks and counters: that there is a value, not which.
-    let (a, b) = (unfold(&before.running), unfold(&after.running));
-    for (name, x) in &a {
-        if let Some(y) = b.get(name).filter(|y| std::mem::discriminant(*y) != std::mem::discriminant(x)) {
-            out.differences.extend(differ(before.arch, name, x, y));
+    let running: BTreeSet<&String> = a.running.keys().chain(b.running.keys()).collect();
+    for name in running {
+        let either = |looked: &Looked<'_>| looked.running.get(name).or(looked.seen.get(name)).cloned();
+        let (Some(x), Some(y)) = (either(&a), either(&b)) else { continue };
+        if std::mem::discriminant(&x) != std::mem::discriminant(&y) {
+            out.differences.extend(differ(before.arch, name, &x, &y));
         }
     }
     out.differences.sort_by(|x, y| x.name.cmp(&y.name));
     behind(before.arch, &mut out.differences);
+    implied(&out.differences, &mut out.undetermined);
     out
 }
 
-fn told(observation: &Observation, name: &str, saw: Option<&Saw>) -> String {
-    if let Some(saw) = saw {
-        return show(name, saw);
-    }
-    let why = observation.unasked.iter().find(|u| u.name == name).map(|u| u.why.as_str());
-    why.map_or("not seen".to_owned(), |why| format!("not asked: {why}"))
+/// What one observation says, by name.
+struct Looked<'o> {
+    seen: BTreeMap<String, Saw>,
+    running: BTreeMap<String, Saw>,
+    unasked: BTreeMap<&'o str, &'o str>,
 }
+
+/// What is not in an observation because it is nothing out of the ordinary.
+const ZERO: Saw = Saw::Value(Hex64(0));
+
+impl Looked<'_> {
+    fn of(observation: &Observation) -> Looked<'_> {
+        Looked {
+            seen: unfold(&observation.seen),
+            running: unfold(&observation.running),
+            unasked: observation.unasked.iter().map(|u| (u.name.as_str(), u.why.as_str())).collect(),
+        }
+    }
+
+    fn at(&self, name: &str) -> Option<&Saw> {
+        let Some((plain, suffix)) = name.split_once('@') else {
+            // Words of CPUID that are 0 are not in the document, nor are bits that do nothing odd.
+            let tried = || name.strip_suffix(".sticks").or(name.strip_suffix(".ends"));
+            let zero = || match tried() {
+                Some(word) => matches!(self.seen.get(&format!("{word}.writable")), Some(Saw::Value(_))),
+                None => name.starts_with("cpuid."),
+            };
+            return self.seen.get(name).or_else(|| zero().then_some(&ZERO));
+        };
+        // From later vCPUs and after a reboot only what is otherwise than before is kept.
+        let kept = || match self.at(plain) {
+            Some(saw @ Saw::Value(_)) if LATER.contains(&suffix) && self.looked(suffix) => Some(saw),
+            _ => None,
+        };
+        self.seen.get(name).or_else(kept)
+    }
+
+    /// Whether there was such a vCPU; a reboot there is always.
+    fn looked(&self, suffix: &str) -> bool {
+        suffix == "reboot" || matches!(self.seen.get(&format!("{suffix}.start")), Some(Saw::Executes))
+    }
+
+    fn told(&self, name: &str, saw: Option<&Saw>) -> String {
+        if let Some(saw) = saw {
+            return show(name, saw);
+        }
+        if let Some(why) = self.unasked.get(name) {
+            return format!("not asked: {why}");
+        }
+        match name.split_once('@').and_then(|(plain, _)| self.seen.get(plain)) {
+            Some(before) => format!("not asked: {before} before"),
+            None => "not seen".to_owned(),
+        }
+    }
+}
+
+/// Looks at the same things elsewhere or later.
+const LATER: [&str; 3] = ["second", "late", "reboot"];
+
+/// Why a kernel cannot be asked for something: the entry for the capability that it takes, by prefixes of names.
+fn asking(arch: Arch, name: &str) -> Option<&'static catalog::Change> {
+    if arch != Arch::X86_64 {
+        return None;
+    }
+    match name {
+        _ if name.ends_with("@suppress-eoi-enabled") || name.ends_with("@suppress-eoi-disabled") => {
+            cause::of_facet(arch, "x86.x2apic.suppress-eoi-broadcast", "legacy", "enabled")
+        }
+        "x86.xen.tsc-leaf" | "xen.tsc-leaf.filled" => cause::of_facet(arch, "cap.38", "0", "511"),
+        _ => None,
+    }
+}
+
+/// What only one could look at because of what differs otherwise has that difference's cause: what is there after a
+/// reboot, of an MSR that only one has.
+fn implied(differences: &[Difference], undetermined: &mut [Difference]) {
+    for d in undetermined.iter_mut().filter(|d| d.cause.is_none()) {
+        let plain = d.name.split('@').next().unwrap_or_default();
+        let word =
+            plain.rsplit_once('.').filter(|(_, part)| BITS.contains(part)).map_or(plain, |(word, _)| word);
+        let first = differences.iter().find(|other| {
+            other.cause.is_some()
+                && other.name.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        });
+        if let Some(first) = first {
+            d.cause.clone_from(&first.cause);
+            d.cause_title.clone_from(&first.cause_title);
+        }
+    }
+}
+
+/// What is told of the bits of a word, and of writing it.
+const BITS: [&str; 5] = ["writable", "faults", "sticks", "ends", "write"];
 
 fn show(name: &str, saw: &Saw) -> String {
     let plain = name.split_once('@').map_or(name, |(plain, _)| plain);

@@ -37,6 +37,8 @@ pub enum Document {
     Predict,
     /// What `lab run`, `lab link` and `lab capture` print.
     LabRun,
+    /// What `lab observe` prints.
+    LabObserve,
     /// What `lab matrix` prints.
     Matrix,
     /// What `registers save` writes.
@@ -70,6 +72,7 @@ impl Document {
             Document::Matrix => schemars::schema_for!(matrix::MatrixReport),
             Document::Predict => schemars::schema_for!(super::predict::PredictReport),
             Document::LabRun => schemars::schema_for!(super::lab::run::RunReport),
+            Document::LabObserve => schemars::schema_for!(super::lab::observe::report::LabObserved),
             Document::Registers => schemars::schema_for!(evenkeel_state::registers::RegisterFile),
             Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::registers::LoadReport),
             Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::registers::matrix::Matrix),

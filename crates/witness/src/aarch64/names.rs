@@ -199,6 +199,8 @@ pub const BEHIND: &[(&str, &str)] = &[
     ("arm64.csselr-el1", "arm64.clidr-el1.ctype1"),
     ("arm64.csselr-el1", "arm64.clidr-el1.ctype2"),
     ("arm64.ctr-el0", "arm64.guest.ctr-el0-idc"),
+    // Without the host extensions the physical timer is emulated.
+    ("arm64.cntp-ctl-el0", "arm64.id-aa64mmfr1-el1.vh"),
     ("arm64.pmccfiltr-el0@min", "arm64.guest.pmu-less-registers@min"),
     ("arm64.pmccntr-el0@min", "arm64.guest.pmu-less-registers@min"),
     ("arm64.pmceid0-el0@min", "arm64.guest.pmu-less-registers@min"),

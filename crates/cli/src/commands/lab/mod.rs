@@ -5,6 +5,7 @@ pub mod bisect;
 mod cache;
 mod fetch;
 mod matrix;
+pub mod observe;
 mod registers;
 mod rounds;
 pub mod run;
@@ -105,6 +106,7 @@ enum What {
         #[command(flatten)]
         options: crate::commands::matrix::Options,
     },
+    Observe(observe::Observe),
     /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
     Registers(registers::Registers),
     /// A guest saved on each arm64 kernel goes on on every other: what was lost, what it noticed, and what was predicted.
@@ -164,6 +166,7 @@ impl Lab {
                 anstream::eprintln!("{}: booting; `exit` powers it off", host.name);
                 Ok(run::exit_code(evenkeel_lab::shell(&host, files, &options).map_err(failed)?))
             }
+            What::Observe(what) => what.run(cache, global),
             What::Registers(registers) => {
                 let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
                 let chosen: Vec<Host> = match registers.kernels.as_slice() {

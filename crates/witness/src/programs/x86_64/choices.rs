@@ -96,6 +96,25 @@ fn value(name: &str, record: &Record) -> Settled {
         }
         "x86.hyperv.msr-without-interface" => either(record.get("msr.40000000"), 0, 1),
         "x86.amd.hwcr-tsc-freq-sel" => bit(record, 0xc001_0015, 24, 1, 0, 0),
+        "x86.amd.hwcr-clear" => match (number("msr.c0010015.writable"), number("msr.c0010015.sticks")) {
+            (Some(writable), sticks) if writable >> 18 & 1 == 1 => {
+                Value(u64::from(sticks.unwrap_or(0) >> 18 & 1 == 0))
+            }
+            _ => Not("the bit cannot be set here"),
+        },
+        // XSAVE was on before the fault: the look at instructions leaves it so. What is as in the beginning is not told again.
+        "x86.svm.osxsave-after-shutdown" => {
+            let osxsave = |word: u64| word >> 27 & 1;
+            match (number("cpuid.1.0.ecx"), number("cpuid.1.0.ecx@reboot"), record.get("reboot.triple-fault"))
+            {
+                (Some(before), again, Some(_)) if osxsave(before) == 0 => {
+                    Value(u64::from(osxsave(again.unwrap_or(before)) == 0))
+                }
+                _ => Not("no triple fault, or the bit was on from the beginning"),
+            }
+        }
+        "x86.amd.rdpmc" => either(record.get("insn.rdpmc"), 0, 1),
+        "x86.misc-enable.pmu-bits" => bit(record, 0x1a0, 11, 0, 0, 1),
         "x86.amd.hwcr-cpuid-user-dis" => bit(record, 0xc001_0015, 35, 1, 0, 0),
         // The older behaviour takes the one value that the host has, and nothing after it.
         "x86.amd.de-cfg-write" if number("msr.c0011029.sticks").is_some_and(|mask| mask & 2 != 0) => Value(0),
@@ -103,6 +122,10 @@ fn value(name: &str, record: &Record) -> Settled {
         "x86.amd.debugctl-btf" => bit(record, 0x1d9, 1, 0, 1, 1),
         "x86.amd.debugctl-reserved" => bit(record, 0x1d9, 2, 0, 0, 1),
         "x86.intel.debugctl-rtm-debug" => bit(record, 0x1d9, 15, 1, 1, 0),
+        // Bits that make no canonical address are kept by hardware only.
+        "x86.amd.sysenter-width" if number("msr.175.writable").is_some_and(|mask| mask >> 62 & 1 == 1) => {
+            Value(2)
+        }
         "x86.amd.sysenter-width" => bit(record, 0x175, 40, 0, 1, 1),
         "x86.amd.ghcb-msr-read" => either(record.get("msr.c0010130"), 1, 0),
         "x86.amd.perf-global-status-set" => either(record.get("msr.c0000303.write"), 1, 0),

@@ -157,7 +157,25 @@ pub fn observe(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(),
         })
     };
     let words: Vec<Word> = BITS.iter().filter_map(word).collect();
-    bits::observe(session, record, &words)
+    bits::observe(session, record, &words)?;
+    left(session, record)
+}
+
+/// Bits that were changed back and did not change, without an exception: they stick as well.
+fn left(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
+    let value = |record: &Record, msr: &u32| record.number(&format!("msr.{msr:x}"));
+    let words: Vec<u32> = BITS.iter().copied().filter(|msr| value(record, msr).is_some()).collect();
+    let probes: Vec<Probe> = words.iter().map(|msr| read(*msr)).collect();
+    record.probes += probes.len() as u64;
+    for (msr, outcome) in words.iter().zip(session.ask(&probes)?) {
+        let (Some(before), Some(after)) = (value(record, msr), outcome.edx_eax()) else { continue };
+        let name = format!("msr.{msr:x}.sticks");
+        let sticks = record.number(&name).unwrap_or(0) | before ^ after;
+        if sticks != 0 {
+            record.value(name, sticks);
+        }
+    }
+    Ok(())
 }
 
 /// Where in that code the second WRMSR is.

@@ -110,9 +110,9 @@ fn ioapic(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Erro
     Ok(())
 }
 
-/// MWAIT, which may wait: with little time.
+/// MWAIT, which may wait: with less time than usual.
 fn mwait(session: &mut Session<'_, '_>, record: &mut Record) -> Result<(), Error> {
-    let limit = std::mem::replace(&mut session.limit, Duration::from_millis(200));
+    let limit = std::mem::replace(&mut session.limit, Duration::from_secs(1));
     let scratch = u64::from(crate::abi::SCRATCH);
     // mov rax, rsi; monitor; mov [rsi], eax; xor eax, eax; mwait: armed, and written to
     let probe = Probe::new(&[0x48, 0x89, 0xf0, 0x0f, 0x01, 0xc8, 0x89, 0x06, 0x31, 0xc0, 0x0f, 0x01, 0xc9]);

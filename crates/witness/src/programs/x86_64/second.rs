@@ -13,8 +13,8 @@ use crate::probe::{Probe, RCX};
 use crate::session::Session;
 
 const XSS: u32 = 0xda0;
-/// How long it may take until it is there.
-const ARRIVES: Duration = Duration::from_millis(500);
+/// When it is given up on: a busy machine, and a host that is emulated, take their time.
+const ARRIVES: Duration = Duration::from_secs(2);
 /// The words at [`abi::ARRIVAL`]; the one without a name is not written.
 const WORDS: [&str; abi::ARRIVAL_WORDS] =
     ["edx", "eax", "cr0", "cr4", "efer", "efer-high", "", "cs", "ds", "ss", "ebx", "ecx"];
