@@ -29,7 +29,7 @@ pub struct FieldInfo {
     #[serde(skip)]
     pub zero: bool,
     /// By which rule it is compared with itself at another time; empty where it is compared as it is.
-    #[serde(skip_serializing_if = "str::is_empty")]
+    #[serde(default, skip_serializing_if = "str::is_empty")]
     pub rule: &'static str,
 }
 
