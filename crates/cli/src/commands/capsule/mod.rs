@@ -79,7 +79,7 @@ pub fn rule(compare: evenkeel_catalog::Compare) -> &'static str {
 /// # Errors
 /// It does not hold what it should.
 pub fn fields(reader: &Open, entry: &Entry, bytes: &[u8]) -> Result<Option<Vec<FieldInfo>>, Refused> {
-    if !file::known(&entry.name).is_some_and(|newest| entry.version <= newest) {
+    if file::known(&entry.name).is_none_or(|newest| entry.version > newest) {
         return Ok(None);
     }
     let lies = |what: String| Refused::lies(&entry.name, entry.offset, what);
