@@ -74,7 +74,12 @@ fn a_damaged_chunk_is_noticed_before_it_is_handed_over() {
         bytes[memory + second.offset as usize + 1000] ^= 1;
         let mut reader = open(&bytes).unwrap();
         let mut seen = Vec::new();
-        let refused = reader.load(|address, _| Ok(seen.push(address))).unwrap_err();
+        let refused = reader
+            .load(|address, _| {
+                seen.push(address);
+                Ok(())
+            })
+            .unwrap_err();
         assert_eq!(
             (refused.section.as_str(), refused.offset),
             (names::MEMORY, memory as u64 + second.offset),
@@ -125,7 +130,7 @@ fn entries_that_lie_are_refused() {
         }
         // The name of another, a name that is none, and bits without meaning.
         for (at, lie) in [
-            (0, [&entries[(i + 1) % entries.len()].name.as_bytes(), &[0; 64][..]].concat()),
+            (0, [entries[(i + 1) % entries.len()].name.as_bytes(), [0; 64].as_slice()].concat()),
             (0, b"Upper".to_vec()),
             (0, vec![0; 64]),
             (0, b"a//b".to_vec()),
@@ -325,10 +330,10 @@ fn a_few_bytes_cannot_ask_for_much_memory() {
     }
     let good = small("eager");
     let entries = open(&good).unwrap().entries().to_vec();
-    for i in 0..entries.len() {
+    for (i, entry) in entries.iter().enumerate() {
         let mut bytes = good.clone();
         bytes[32..40].copy_from_slice(&(1_u64 << 40).to_le_bytes());
-        let length = (1_u64 << 40) - entries[i].offset;
+        let length = (1_u64 << 40) - entry.offset;
         set_entry(&mut bytes, i, 80, &length.to_le_bytes());
         Reader::open(Huge(bytes, 0), &knows).map(drop).unwrap_err();
     }

@@ -70,7 +70,12 @@ fn a_lazy_file_has_holes_for_zeros() {
     assert_eq!(reader.entry(names::MEMORY).unwrap().offset % 65536, 0);
     reader.verify().unwrap();
     let mut loaded = Vec::new();
-    reader.load(|address, bytes| Ok(loaded.push((address, bytes.len())))).unwrap();
+    reader
+        .load(|address, bytes| {
+            loaded.push((address, bytes.len()));
+            Ok(())
+        })
+        .unwrap();
     assert_eq!(loaded, [(0, 1 << 20), (63 << 20, 1 << 20)], "in as few pieces as can be");
 }
 

@@ -57,12 +57,12 @@ pub struct FieldDiff {
     /// In the second.
     pub new: Option<String>,
     /// By which rule it is compared; empty: as it is.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rule: String,
     /// The rule lets it differ so, in the time between the two.
     pub expected: bool,
     /// Why it does not, where the values do not say.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
 }
 

@@ -82,10 +82,10 @@ pub struct SectionInfo {
     /// This version knows what it holds.
     pub known: bool,
     /// What it holds; empty for what is not known, for memory, and where another section was asked for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<FieldInfo>,
     /// Why what it holds cannot be named, although its name is known.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub unreadable: String,
 }
 

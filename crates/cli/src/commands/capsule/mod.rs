@@ -29,7 +29,7 @@ pub struct FieldInfo {
     #[serde(skip)]
     pub zero: bool,
     /// By which rule it is compared with itself at another time; empty where it is compared as it is.
-    #[serde(skip_serializing_if = "str::is_empty")]
+    #[serde(default, skip_serializing_if = "str::is_empty")]
     pub rule: &'static str,
 }
 
@@ -79,7 +79,7 @@ pub fn rule(compare: evenkeel_catalog::Compare) -> &'static str {
 /// # Errors
 /// It does not hold what it should.
 pub fn fields(reader: &Open, entry: &Entry, bytes: &[u8]) -> Result<Option<Vec<FieldInfo>>, Refused> {
-    if !file::known(&entry.name).is_some_and(|newest| entry.version <= newest) {
+    if file::known(&entry.name).is_none_or(|newest| entry.version > newest) {
         return Ok(None);
     }
     let lies = |what: String| Refused::lies(&entry.name, entry.offset, what);
