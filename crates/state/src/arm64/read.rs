@@ -1,8 +1,8 @@
 //! Reading every group of state: to save it, and to see what was restored.
 
 use evenkeel_sys::layout::{long, word};
-use evenkeel_sys::requests::{KVM_GET_MP_STATE, KVM_GET_VCPU_EVENTS};
-use evenkeel_sys::{Device, Error as CallError, Fd, Vcpu};
+use evenkeel_sys::requests::{KVM_GET_MP_STATE, KVM_GET_REG_LIST, KVM_GET_VCPU_EVENTS};
+use evenkeel_sys::{Device, Error as CallError, Fd, Refusal, Vcpu};
 
 use super::ask;
 use super::place::{self, CTRL, DIST, INTERFACE, ITS, LEVELS, REDIST, SYSREGS};
@@ -200,7 +200,13 @@ fn existing(read: Read) -> Option<Vec<u8>> {
 /// The registers of a group, in the kernel's order. The vector lengths are in the manifest.
 fn registers(vcpu: &Vcpu<'_>, wanted: Group) -> Result<Vec<(u64, Vec<u8>)>, CallError> {
     let mut read = Vec::new();
-    for id in vcpu.reg_list()? {
+    let ids = vcpu.reg_list()?;
+    if ids.is_empty() || ids.contains(&0) {
+        // A list that was not written: nothing is missed because of it.
+        let why = Refusal::Nonsense("it succeeded, and wrote no list".to_owned());
+        return Err(vcpu.error(&KVM_GET_REG_LIST, "", why));
+    }
+    for id in ids {
         if id != SVE_VECTOR_LENGTHS && group(id) == wanted {
             read.push((id, ask::register(vcpu, id)?));
         }

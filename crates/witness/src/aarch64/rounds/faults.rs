@@ -31,7 +31,9 @@ pub struct Spoilt {
 }
 
 /// How calls are spoilt.
-const FAULTS: [(&str, fn() -> Fault); 2] = [("EIO", || Fault::Fail(Errno::EIO)), ("a lie", || Fault::Lie)];
+fn faults() -> [(&'static str, Fault); 2] {
+    [("EIO", Fault::Fail(Errno::EIO)), ("a lie", Fault::Lie)]
+}
 
 /// Every call, without changing any: to count them.
 fn counting() -> Faulty<Live> {
@@ -57,16 +59,16 @@ pub fn spoil(kept: &Kept, step: usize) -> Result<Vec<Spoilt>, Error> {
         (restoring, backend.spoiled().len())
     };
     let mut told = Vec::new();
-    for (name, fault) in FAULTS {
+    for (name, fault) in faults() {
         let mut spoilt = Spoilt { what: format!("restore: {name}"), calls: restoring, ..Spoilt::default() };
         for call in (0..restoring).step_by(step.max(1)) {
-            restore(kept, call, fault(), &mut spoilt);
+            restore(kept, call, fault.clone(), &mut spoilt);
         }
         told.push(spoilt);
         let calls = all - restoring;
         let mut spoilt = Spoilt { what: format!("save: {name}"), calls, ..Spoilt::default() };
         for call in (restoring..all).step_by(step.max(1)) {
-            save(kept, call, fault(), &mut spoilt)?;
+            save(kept, call, fault.clone(), &mut spoilt)?;
         }
         told.push(spoilt);
     }
