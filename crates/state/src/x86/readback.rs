@@ -34,7 +34,7 @@ pub(super) struct ReadBack<'r> {
 impl ReadBack<'_> {
     /// Reads every item of the image, in the order of saving, and compares.
     pub fn read(&self, parts: &Parts<'_, '_>, report: &mut Report) {
-        let elapsed = self.elapsed(parts);
+        let elapsed = self.elapsed(parts, report);
         let order = Order::catalogued(CatalogArch::X86_64, Phase::Save);
         for (owner, name) in plan::all(order, parts.cpus.len()) {
             let Some(item) = self.image.item(owner, name) else { continue };
@@ -50,11 +50,15 @@ impl ReadBack<'_> {
     }
 
     /// How far the guest's clocks may have gone since they were read.
-    fn elapsed(&self, parts: &Parts<'_, '_>) -> Elapsed {
+    fn elapsed(&self, parts: &Parts<'_, '_>, report: &mut Report) -> Elapsed {
         let none = Elapsed::of(self.since + Duration::from_millis(50));
         let Some(clock) = self.image.item(Owner::Vm, "clock") else { return none };
         let mut here = [0; X86_CLOCK];
-        if self.clocks == Policy::Stands || groups::fill(parts.vm, &KVM_GET_CLOCK, &mut here, 0).is_err() {
+        if self.clocks == Policy::Stands {
+            return none;
+        }
+        if let Err(error) = groups::fill(parts.vm, &KVM_GET_CLOCK, &mut here, 0) {
+            not_kept(report, clock, "", &clock.bytes, None, Some(&error));
             return none;
         }
         let between = Clock::read(&here).after(Clock::read(&clock.bytes));
