@@ -1,7 +1,7 @@
 //! Reading back, and accounting for every part of what was wanted.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel_catalog::Arch as CatalogArch;
 use evenkeel_sys::layout::{X86_CLOCK, X86_SREGS2, X86_SREGS2_FLAGS, X86_XSAVE};
@@ -27,8 +27,8 @@ pub(super) struct ReadBack<'r> {
     pub clocks: Policy,
     /// What failed while it was set: by item, or by MSR.
     pub failed: &'r BTreeMap<(Owner, String), Error>,
-    /// How long ago setting began.
-    pub since: Duration,
+    /// When setting began.
+    pub begin: Instant,
 }
 
 impl ReadBack<'_> {
@@ -51,7 +51,7 @@ impl ReadBack<'_> {
 
     /// How far the guest's clocks may have gone since they were read.
     fn elapsed(&self, parts: &Parts<'_, '_>, report: &mut Report) -> Elapsed {
-        let none = Elapsed::of(self.since + Duration::from_millis(50));
+        let none = Elapsed::of(Duration::from_millis(50));
         let Some(clock) = self.image.item(Owner::Vm, "clock") else { return none };
         let mut here = [0; X86_CLOCK];
         if self.clocks == Policy::Stands {
@@ -119,6 +119,8 @@ impl ReadBack<'_> {
             got.resize(got.len().max(wanted.bytes.len()), 0);
         }
         let there = Item { bytes: got, ..item.clone() };
+        // Reading takes its time as well.
+        let elapsed = Elapsed { most: elapsed.most + self.begin.elapsed(), ..elapsed };
         let different = compare_items(self.image, &wanted, &there, elapsed);
         let (Ok(before), Ok(after)) = (view(&wanted), view(&there)) else {
             // What has no view is compared as it is.

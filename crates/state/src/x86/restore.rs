@@ -73,7 +73,7 @@ pub fn restore_with(
     }
     setting.debug();
     let Setting { failed, mut report, .. } = setting;
-    let back = ReadBack { image, host, clocks: options.clocks, failed: &failed, since: begin.elapsed() };
+    let back = ReadBack { image, host, clocks: options.clocks, failed: &failed, begin };
     if !options.unverified {
         back.read(parts, &mut report);
     }

@@ -2,6 +2,7 @@
 //! that shows; the others are known from their sources.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evenkeel_catalog::{Arch, Edge};
 use evenkeel_state::order::{Order, Phase, edges};
@@ -33,7 +34,9 @@ fn shows(edge: &Edge, order: &Order, scene: &Scene<'_>) -> Option<String> {
     } else {
         orders.restore = order;
     }
-    check(scene, &orders).err()
+    // A guest that went wild shows it as well.
+    let played = catch_unwind(AssertUnwindSafe(|| check(scene, &orders)));
+    played.unwrap_or_else(|_| Err("the guest went wild".to_owned())).err()
 }
 
 fn name(edge: &Edge) -> String {

@@ -70,11 +70,6 @@ fn kvm_the_witness_goes_on_in_another_vm() {
 /// Plays a scene, and holds what came of it against what must.
 fn check(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<(bool, String), String> {
     let outcome = play(scene, orders)?;
-    for report in &outcome.reports {
-        if !report.complete() {
-            return Err(format!("{report}"));
-        }
-    }
     // The second agrees with the first; the third is the second in all that does not run.
     for (n, pair) in outcome.images.windows(2).enumerate() {
         let cleared = !outcome.reports[n].gaps.is_empty();
@@ -82,7 +77,8 @@ fn check(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<(bool, String), Strin
         let different: Vec<_> =
             different.iter().filter(|d| !(cleared && d.field == "TMICT")).map(ToString::to_string).collect();
         if !different.is_empty() {
-            return Err(format!("image {} and {}: {different:?}", n + 1, n + 2));
+            let flags = pair[0].item(evenkeel_state::Owner::Vm, "clock").map(|clock| clock.bytes[8]);
+            return Err(format!("image {} and {}: {different:?}, clock {flags:?}", n + 1, n + 2));
         }
     }
     if outcome.stayed != outcome.moved {
