@@ -20,6 +20,9 @@ use crate::{Became, Elapsed, Image, Item, Left, NotKept, Owner, Parts, Report, c
 /// The initial count of the APIC's timer.
 const TMICT: &str = "TMICT";
 
+/// The most time that can have gone by where the hosts do not tell it: a year.
+const UNTOLD: Duration = Duration::from_secs(365 * 86400);
+
 /// What was set, and what came of it.
 pub(super) struct ReadBack<'r> {
     pub image: &'r Image,
@@ -62,7 +65,8 @@ impl ReadBack<'_> {
             return none;
         }
         let between = Clock::read(&here).after(Clock::read(&clock.bytes));
-        Elapsed { most: none.most + between.unwrap_or_default(), ..none }
+        // Where nobody tells how long it was, clocks may have gone on by any time, and not back.
+        Elapsed { most: none.most + between.unwrap_or(UNTOLD), ..none }
     }
 
     /// Reads an item in the form that it was saved in; none where this kernel does not have it.

@@ -1,4 +1,14 @@
 //! The state of an x86 guest on the real KVM: saved, set in another VM, saved again.
+//!
+//! What this machine's KVM cannot produce is played on the lab's kernels. There the test runs as a static program:
+//!
+//! ```text
+//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=-Ctarget-feature=+crt-static cargo test -p evenkeel-state --test x86 \
+//!     --no-run --target x86_64-unknown-linux-gnu --target-dir target/lab
+//! evenkeel lab run debian-7.3 -- target/lab/x86_64-unknown-linux-gnu/debug/deps/x86-… --nocapture nothing_is_lost
+//! ```
+//!
+//! `EVENKEEL_CYCLES=1000` makes the guest go through so many cycles; `EVENKEEL_EDGES=all` looks for a scene for every edge.
 #![cfg(target_arch = "x86_64")]
 
 mod asm;

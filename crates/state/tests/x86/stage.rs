@@ -118,7 +118,7 @@ impl<'s, 'v, 'b> Stage<'s, 'v, 'b> {
     /// Runs it to its end; notes what came to the host.
     pub fn to_end(&mut self, n: usize) {
         for _ in 0..2000 {
-            let exit = self.step(n, Duration::from_secs(3));
+            let exit = self.step(n, Duration::from_secs(8));
             self.answer(n, &exit);
             match &exit {
                 Exit::PortWrite { port, data, .. } if *port == u16::from(abi::PORT) => {
