@@ -250,20 +250,19 @@ pub fn all() -> Vec<Scene<'static>> {
         Scene {
             name: "one-shot timer fired and ended",
             program: &|_| {
-                timer(0, false, 100_000).sti().hlt().cli().apic(0xb0, 0).out(abi::BREATH).window(6).done()
+                timer(0, false, 100_000).window(100).apic(0xb0, 0).out(abi::BREATH).window(6).done()
             },
-            stop: &|s| s.breath(0, 1),
+            stop: &|s| s.breath(0, 101),
             ..Scene::default()
         },
         Scene {
             name: "one-shot timer fired and ended, x2APIC",
             program: &|_| {
-                let asm =
-                    timer(0, true, 100_000).sti().hlt().cli().wrmsr(0x80b, 0).out(abi::BREATH).window(6);
+                let asm = timer(0, true, 100_000).window(100).wrmsr(0x80b, 0).out(abi::BREATH).window(6);
                 // The initial count, as the guest reads it.
                 asm.mov(1, 0x838).bytes(&[0x0f, 0x32]).keep(results(0)).done()
             },
-            stop: &|s| s.breath(0, 1),
+            stop: &|s| s.breath(0, 101),
             ..Scene::default()
         },
         Scene {
