@@ -50,7 +50,7 @@ impl Clock {
         known.then(|| std::time::Duration::from_nanos(self.realtime.saturating_sub(other.realtime)))
     }
 
-    /// The structure for KVM_SET_CLOCK, on a kernel whose KVM_GET_CLOCK tells these flags.
+    /// The structure for KVM_SET_CLOCK, on a kernel that knows these flags.
     pub(super) fn to_set(self, known: u32, policy: Policy) -> [u8; X86_CLOCK] {
         let mut bytes = [0; X86_CLOCK];
         bytes[..8].copy_from_slice(&self.nanoseconds.to_ne_bytes());

@@ -10,6 +10,7 @@ use crate::{Owner, Parts, Refused};
 
 const CAP_NESTED_STATE: u32 = 157;
 const CAP_XSAVE2: u32 = 208;
+const CAP_ADJUST_CLOCK: u32 = 39;
 const CAP_XEN_HVM: u32 = 38;
 
 /// KVM_VCPU_TSC_CTRL and KVM_VCPU_TSC_OFFSET.
@@ -36,7 +37,7 @@ pub struct Host {
     pub(super) tsc_khz: bool,
     /// The attribute of the TSC's offset.
     pub(super) tsc_offset: bool,
-    /// KVM_GET_CLOCK, and the flags that it tells.
+    /// KVM_GET_CLOCK, and the flags that it knows.
     pub(super) clock: Option<u32>,
     /// KVM_CAP_XEN_HVM's flags.
     pub(super) xen: u32,
@@ -91,7 +92,12 @@ impl Host {
             one_reg: present(vcpu.reg_list()).map_err(refused)?,
             tsc_khz: present(vcpu.int(&KVM_GET_TSC_KHZ, 0)).map_err(refused)?,
             tsc_offset: present(vcpu.has_attr(TSC_OFFSET.0, TSC_OFFSET.1)).map_err(refused)?,
-            clock: clocks.then(|| word(&clock, X86_CLOCK_FLAGS)),
+            // A VM that never ran tells no time yet, and takes it all the same.
+            clock: if clocks {
+                Some(word(&clock, X86_CLOCK_FLAGS) | cap(CAP_ADJUST_CLOCK)?.cast_unsigned())
+            } else {
+                None
+            },
             xen: cap(CAP_XEN_HVM)?.cast_unsigned(),
             lapic,
             irqchip: lapic && present(parts.vm.irqchip(2)).map_err(refused)?,

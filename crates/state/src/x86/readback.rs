@@ -1,7 +1,7 @@
 //! Reading back, and accounting for every part of what was wanted.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel_catalog::Arch as CatalogArch;
 use evenkeel_sys::layout::{X86_CLOCK, X86_SREGS2, X86_SREGS2_FLAGS, X86_XSAVE};
@@ -20,6 +20,9 @@ use crate::{Became, Elapsed, Image, Item, Left, NotKept, Owner, Parts, Report, c
 /// The initial count of the APIC's timer.
 const TMICT: &str = "TMICT";
 
+/// The most time that can have gone by where the hosts do not tell it: a year.
+const UNTOLD: Duration = Duration::from_secs(365 * 86400);
+
 /// What was set, and what came of it.
 pub(super) struct ReadBack<'r> {
     pub image: &'r Image,
@@ -27,14 +30,14 @@ pub(super) struct ReadBack<'r> {
     pub clocks: Policy,
     /// What failed while it was set: by item, or by MSR.
     pub failed: &'r BTreeMap<(Owner, String), Error>,
-    /// How long ago setting began.
-    pub since: Duration,
+    /// When setting began.
+    pub begin: Instant,
 }
 
 impl ReadBack<'_> {
     /// Reads every item of the image, in the order of saving, and compares.
     pub fn read(&self, parts: &Parts<'_, '_>, report: &mut Report) {
-        let elapsed = self.elapsed(parts);
+        let elapsed = self.elapsed(parts, report);
         let order = Order::catalogued(CatalogArch::X86_64, Phase::Save);
         for (owner, name) in plan::all(order, parts.cpus.len()) {
             let Some(item) = self.image.item(owner, name) else { continue };
@@ -50,15 +53,20 @@ impl ReadBack<'_> {
     }
 
     /// How far the guest's clocks may have gone since they were read.
-    fn elapsed(&self, parts: &Parts<'_, '_>) -> Elapsed {
-        let none = Elapsed::of(self.since + Duration::from_millis(50));
+    fn elapsed(&self, parts: &Parts<'_, '_>, report: &mut Report) -> Elapsed {
+        let none = Elapsed::of(Duration::from_millis(50));
         let Some(clock) = self.image.item(Owner::Vm, "clock") else { return none };
         let mut here = [0; X86_CLOCK];
-        if self.clocks == Policy::Stands || groups::fill(parts.vm, &KVM_GET_CLOCK, &mut here, 0).is_err() {
+        if self.clocks == Policy::Stands {
+            return none;
+        }
+        if let Err(error) = groups::fill(parts.vm, &KVM_GET_CLOCK, &mut here, 0) {
+            not_kept(report, clock, "", &clock.bytes, None, Some(&error));
             return none;
         }
         let between = Clock::read(&here).after(Clock::read(&clock.bytes));
-        Elapsed { most: none.most + between.unwrap_or_default(), ..none }
+        // Where nobody tells how long it was, clocks may have gone on by any time, and not back.
+        Elapsed { most: none.most + between.unwrap_or(UNTOLD), ..none }
     }
 
     /// Reads an item in the form that it was saved in; none where this kernel does not have it.
@@ -115,6 +123,8 @@ impl ReadBack<'_> {
             got.resize(got.len().max(wanted.bytes.len()), 0);
         }
         let there = Item { bytes: got, ..item.clone() };
+        // Reading takes its time as well.
+        let elapsed = Elapsed { most: elapsed.most + self.begin.elapsed(), ..elapsed };
         let different = compare_items(self.image, &wanted, &there, elapsed);
         let (Ok(before), Ok(after)) = (view(&wanted), view(&there)) else {
             // What has no view is compared as it is.

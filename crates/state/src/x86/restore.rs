@@ -73,7 +73,7 @@ pub fn restore_with(
     }
     setting.debug();
     let Setting { failed, mut report, .. } = setting;
-    let back = ReadBack { image, host, clocks: options.clocks, failed: &failed, since: begin.elapsed() };
+    let back = ReadBack { image, host, clocks: options.clocks, failed: &failed, begin };
     if !options.unverified {
         back.read(parts, &mut report);
     }
@@ -224,7 +224,7 @@ impl Setting<'_, '_, '_, '_> {
             }
             "tsc-offset" => match self.offset(owner, long(bytes, 0))? {
                 Some(offset) => vcpu.set_attr(TSC_OFFSET.0, TSC_OFFSET.1, &offset.to_ne_bytes()),
-                None => Ok(()),
+                None => self.write_tsc(owner),
             },
             "sregs2" if !self.host.sregs2 => vcpu.set(&KVM_SET_SREGS, &as_sregs(bytes)).map(drop),
             "lapic" => {
@@ -255,23 +255,37 @@ impl Setting<'_, '_, '_, '_> {
             return Ok(None);
         };
         let clock = Clock::read(&clock.bytes);
-        if !self.host.tsc_offset || !clock.is_whole() {
+        if !self.offsets.contains(&owner) {
             return Ok(None);
         }
         let mut here = vec![0; X86_CLOCK];
         groups::fill(self.parts.vm, &KVM_GET_CLOCK, &mut here, 0)?;
+        if !Clock::read(&here).is_whole() {
+            // A VM that never ran has no master clock yet, and tells no time; setting its clock looks for one.
+            let first = clock.to_set(self.host.clock.unwrap_or(0), self.options.clocks);
+            self.parts.vm.set(&KVM_SET_CLOCK, &first)?;
+            groups::fill(self.parts.vm, &KVM_GET_CLOCK, &mut here, 0)?;
+        }
         Ok(clock::offset(clock, saved, word(&khz.bytes, 0), Clock::read(&here), self.options.clocks))
+    }
+
+    /// Writes MSR_IA32_TSC as it was saved, where the host does not tell TSC and time together.
+    fn write_tsc(&self, owner: Owner) -> Result<(), Error> {
+        let (Owner::Vcpu(index), Some(item)) = (owner, self.image.item(owner, "msrs")) else { return Ok(()) };
+        let saved = msrs::unpack(&item.bytes).into_iter().find(|(msr, _)| *msr == msrs::TSC);
+        let Some(saved) = saved.filter(|_| self.offsets.contains(&owner)) else { return Ok(()) };
+        self.parts.cpus[index as usize].vcpu.msrs().set(&[saved]).remove(0)
     }
 
     fn set_msrs(&mut self, step: &Step<'_>) {
         let Owner::Vcpu(index) = step.owner else { return };
         let mut wanted = Vec::with_capacity(step.msrs.len());
         for &(msr, value) in &step.msrs {
-            let why = if msr == msrs::TSC && self.offsets.contains(&step.owner) {
-                Some("carried by the offset of the TSC")
-            } else {
-                msrs::left_alone(msr)
-            };
+            // Carried by its offset; it is read back all the same.
+            if msr == msrs::TSC && self.offsets.contains(&step.owner) {
+                continue;
+            }
+            let why = msrs::left_alone(msr);
             match why {
                 Some(why) => {
                     self.report.left.push(Left { owner: step.owner, item: format!("msr.{msr:x}"), why })

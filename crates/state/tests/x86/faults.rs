@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use evenkeel_catalog::Arch;
 use evenkeel_monitor::{Machine, Shape};
-use evenkeel_state::{Elapsed, Image, Noting, compare, x86};
+use evenkeel_state::order::{Order, Phase};
+use evenkeel_state::{Elapsed, Image, Noting, Parts, compare, x86};
 use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Deadline, System};
 use evenkeel_witness::abi;
@@ -71,10 +73,15 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
     println!("saving: {calls} calls, {refused} refused; not needed or made up for: {harmless:?}");
 
     let memory = noting.memory(0);
+    // What the kernel has is asked in the same way as above: it was spoiled there.
+    let host = x86::Host::ask(&stage.parts()).unwrap();
+    let order = Order::catalogued(Arch::X86_64, Phase::Restore);
+    let set =
+        |parts: &mut Parts<'_, '_>| x86::restore_with(parts, &truth, &x86::Options::default(), &host, order);
     let clean = {
         let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
         trap.arm(usize::MAX, Spoil::Fail);
-        let report = x86::restore(&mut made.parts(&system), &truth, &x86::Options::default()).unwrap();
+        let report = set(&mut made.parts(&system)).unwrap();
         assert!(report.complete(), "{report}");
         trap.disarm().1
     };
@@ -83,7 +90,7 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
         for n in 0..clean {
             let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
             trap.arm(n, spoil);
-            let restored = x86::restore(&mut made.parts(&system), &truth, &x86::Options::default());
+            let restored = set(&mut made.parts(&system));
             let (hit, _) = trap.disarm();
             let Some(name) = hit else { continue };
             match restored {

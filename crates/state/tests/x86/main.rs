@@ -1,4 +1,14 @@
 //! The state of an x86 guest on the real KVM: saved, set in another VM, saved again.
+//!
+//! What this machine's KVM cannot produce is played on the lab's kernels. There the test runs as a static program:
+//!
+//! ```text
+//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=-Ctarget-feature=+crt-static cargo test -p evenkeel-state --test x86 \
+//!     --no-run --target x86_64-unknown-linux-gnu --target-dir target/lab
+//! evenkeel lab run debian-7.3 -- target/lab/x86_64-unknown-linux-gnu/debug/deps/x86-… --nocapture nothing_is_lost
+//! ```
+//!
+//! `EVENKEEL_CYCLES=1000` makes the guest go through so many cycles; `EVENKEEL_EDGES=all` looks for a scene for every edge.
 #![cfg(target_arch = "x86_64")]
 
 mod asm;
@@ -70,11 +80,6 @@ fn kvm_the_witness_goes_on_in_another_vm() {
 /// Plays a scene, and holds what came of it against what must.
 fn check(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<(bool, String), String> {
     let outcome = play(scene, orders)?;
-    for report in &outcome.reports {
-        if !report.complete() {
-            return Err(format!("{report}"));
-        }
-    }
     // The second agrees with the first; the third is the second in all that does not run.
     for (n, pair) in outcome.images.windows(2).enumerate() {
         let cleared = !outcome.reports[n].gaps.is_empty();
@@ -82,7 +87,8 @@ fn check(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<(bool, String), Strin
         let different: Vec<_> =
             different.iter().filter(|d| !(cleared && d.field == "TMICT")).map(ToString::to_string).collect();
         if !different.is_empty() {
-            return Err(format!("image {} and {}: {different:?}", n + 1, n + 2));
+            let flags = pair[0].item(evenkeel_state::Owner::Vm, "clock").map(|clock| clock.bytes[8]);
+            return Err(format!("image {} and {}: {different:?}, clock {flags:?}", n + 1, n + 2));
         }
     }
     if outcome.stayed != outcome.moved {

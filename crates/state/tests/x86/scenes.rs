@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use evenkeel_monitor::Irqchip;
-use evenkeel_state::Image;
+use evenkeel_state::{Image, Retire};
 use evenkeel_sys::Exit;
 use evenkeel_sys::requests::*;
 use evenkeel_witness::abi;
@@ -225,7 +225,7 @@ pub fn all() -> Vec<Scene<'static>> {
         },
         Scene {
             name: "one-shot timer armed",
-            program: &|_| timer(0, false, 1_000_000_000).out(abi::BREATH).sti().hlt().cli().done(),
+            program: &|_| timer(0, false, 3_000_000_000).out(abi::BREATH).sti().hlt().cli().done(),
             stop: &|s| s.breath(0, 1),
             ..Scene::default()
         },
@@ -250,20 +250,19 @@ pub fn all() -> Vec<Scene<'static>> {
         Scene {
             name: "one-shot timer fired and ended",
             program: &|_| {
-                timer(0, false, 100_000).sti().hlt().cli().apic(0xb0, 0).out(abi::BREATH).window(6).done()
+                timer(0, false, 100_000).window(100).apic(0xb0, 0).out(abi::BREATH).window(6).done()
             },
-            stop: &|s| s.breath(0, 1),
+            stop: &|s| s.breath(0, 101),
             ..Scene::default()
         },
         Scene {
             name: "one-shot timer fired and ended, x2APIC",
             program: &|_| {
-                let asm =
-                    timer(0, true, 100_000).sti().hlt().cli().wrmsr(0x80b, 0).out(abi::BREATH).window(6);
+                let asm = timer(0, true, 100_000).window(100).wrmsr(0x80b, 0).out(abi::BREATH).window(6);
                 // The initial count, as the guest reads it.
                 asm.mov(1, 0x838).bytes(&[0x0f, 0x32]).keep(results(0)).done()
             },
-            stop: &|s| s.breath(0, 1),
+            stop: &|s| s.breath(0, 101),
             ..Scene::default()
         },
         Scene {
@@ -361,9 +360,10 @@ pub fn many(cpus: u32) -> Scene<'static> {
     }
 }
 
-fn inject(s: &crate::stage::Stage<'_, '_, '_>, change: impl Fn(&mut [u8])) {
+fn inject(s: &mut crate::stage::Stage<'_, '_, '_>, change: impl Fn(&mut [u8])) {
+    // What the kernel has still open ends first: the end of an instruction is the end of a shadow.
+    assert_eq!(s.runners[0].retire().unwrap(), Exit::Interrupted);
     let vcpu = s.runners[0].vcpu();
-    // What the kernel has still open ends first, as in a save.
     let mut events = vcpu.get(&KVM_GET_VCPU_EVENTS, 0).unwrap();
     change(&mut events);
     vcpu.set(&KVM_SET_VCPU_EVENTS, &events).unwrap();
@@ -374,8 +374,7 @@ pub fn rich() -> Scene<'static> {
     Scene {
         name: "something in every group",
         program: &|_| {
-            let asm =
-                Asm::new().x2apic_on().wrmsr(0x83e, 0xb).wrmsr(0x832, 0x4_0061).deadline_in(0x7fff_ffff);
+            let asm = Asm::new().x2apic_on().wrmsr(0x83e, 0xb).wrmsr(0x832, 0x4_0061).deadline_far();
             // The task priority by CR8, a debug register, a breath; then all of it as the guest reads it.
             let asm =
                 asm.mov(0, 3).bytes(&[0x44, 0x0f, 0x22, 0xc0]).mov(0, 0x1234).bytes(&[0x0f, 0x23, 0xc0]);

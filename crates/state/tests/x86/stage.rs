@@ -117,8 +117,8 @@ impl<'s, 'v, 'b> Stage<'s, 'v, 'b> {
 
     /// Runs it to its end; notes what came to the host.
     pub fn to_end(&mut self, n: usize) {
-        for _ in 0..100_000 {
-            let exit = self.step(n, Duration::from_secs(5));
+        for _ in 0..2000 {
+            let exit = self.step(n, Duration::from_secs(8));
             self.answer(n, &exit);
             match &exit {
                 Exit::PortWrite { port, data, .. } if *port == u16::from(abi::PORT) => {
@@ -302,8 +302,9 @@ fn save(stage: &mut Stage<'_, '_, '_>, manifest: &Manifest, orders: &Orders<'_>)
 fn restore(stage: &mut Stage<'_, '_, '_>, image: &Image, orders: &Orders<'_>) -> Result<Report, String> {
     let mut parts = stage.parts();
     let host = x86::Host::ask(&parts).unwrap();
-    x86::restore_with(&mut parts, image, &x86::Options::default(), &host, orders.restore)
-        .map_err(|e| e.to_string())
+    let report = x86::restore_with(&mut parts, image, &x86::Options::default(), &host, orders.restore)
+        .map_err(|e| e.to_string())?;
+    if report.complete() { Ok(report) } else { Err(report.to_string()) }
 }
 
 /// A 32-bit word of an item of the first vCPU.
