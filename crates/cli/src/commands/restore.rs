@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
 use evenkeel_state::file::{self, Guest};
+use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
 use evenkeel_surface::Surface;
 use evenkeel_sys::Live;
@@ -146,19 +148,19 @@ impl Restore {
         let mut one = One { capsule: name, from, ..One::default() };
 
         let mut image = guest.image.clone();
-        if let Some(here) = here {
-            let shape = moved::irqchip(&image.manifest).name();
-            let views = View::all(here, "here");
-            if let Some(view) = views.iter().find(|view| view.shape == shape) {
-                match translate(&image, &Destination { view, offer: &here.offer }) {
-                    Ok(done) => {
-                        one.translated = done.log.iter().map(rewritten).collect();
-                        image = done.image;
-                    }
-                    Err(why) => {
-                        one.refused = why.iter().map(lost).collect();
-                        return Ok(one);
-                    }
+        let views = here.map(|here| View::all(here, "here")).unwrap_or_default();
+        let shape = moved::irqchip(&image.manifest).name();
+        let view = views.iter().find(|view| view.shape == shape);
+        let to = here.zip(view).map(|(here, view)| Destination { view, offer: &here.offer });
+        if let Some(to) = &to {
+            match translate(&image, to) {
+                Ok(done) => {
+                    one.translated = done.log.iter().map(rewritten).collect();
+                    image = done.image;
+                }
+                Err(why) => {
+                    one.refused = why.iter().map(lost).collect();
+                    return Ok(one);
                 }
             }
         }
@@ -185,10 +187,16 @@ impl Restore {
         };
         let report = &taken.report;
         one.parts = [report.kept, report.running, report.implied];
-        one.not_kept = report.not_kept.iter().map(not_kept).collect();
+        one.not_kept = report.not_kept.iter().map(|part| not_kept(part, &image)).collect();
         let unsaved = report.unsaved.iter();
         one.unsaved = unsaved.map(|u| format!("{}/{}/{}", u.owner, u.item, u.field)).collect();
-        one.second = taken.second.iter().map(ToString::to_string).collect();
+        // What was left out is in a machine all the same: it is left out of both.
+        let again = to.as_ref().and_then(|to| translate(&taken.image, to).ok());
+        let again = again.map_or(taken.image, |done| done.image);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let saved = guest.provenance.as_ref().map_or(now, |p| Duration::from_secs(p.saved_at));
+        let since = Elapsed::of(now.saturating_sub(saved) + Duration::from_secs(2));
+        one.second = state_compare(&image, &again, since).iter().map(ToString::to_string).collect();
         one.third = taken.third.iter().map(ToString::to_string).collect();
         one.took_us = u64::try_from(taken.took.as_micros()).unwrap_or(u64::MAX);
         if let Some(section) = guest.carried.iter().find(|s| s.name == SEEN) {
@@ -239,10 +247,20 @@ fn lost(r: &Refusal) -> String {
     format!("{}/{} ({}), which holds {}: {}", r.owner, r.part, r.title, number(&r.value), r.because)
 }
 
-fn not_kept(part: &evenkeel_state::NotKept) -> Change {
-    let field = if part.field.is_empty() { String::new() } else { format!("/{}", part.field) };
+fn not_kept(part: &evenkeel_state::NotKept, image: &Image) -> Change {
+    // MSRs by number, as in captures and in the catalog.
+    let msr = || {
+        let item = image.item(part.owner, &part.item).filter(|item| item.name == "msrs")?;
+        let named = view(item).ok()?.into_iter().find(|named| named.name == part.field)?;
+        Some(format!("{}/msr.{:x}", part.owner, named.raw))
+    };
+    let whole = || match part.field.as_str() {
+        field if field.starts_with("msr.") => format!("{}/{field}", part.owner),
+        "" => format!("{}/{}", part.owner, part.item),
+        field => format!("{}/{}/{field}", part.owner, part.item),
+    };
     Change {
-        what: format!("{}/{}{field}", part.owner, part.item),
+        what: msr().unwrap_or_else(whole),
         how: part.became.name().to_owned(),
         before: number(&part.wanted),
         after: part.now.as_deref().map_or_else(|| part.error.clone().unwrap_or_default(), number),

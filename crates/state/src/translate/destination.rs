@@ -33,6 +33,15 @@ impl Destination<'_> {
             || SECTIONS.iter().any(|s| s.name == section && !s.instead.is_empty() && told(s.instead))
     }
 
+    /// The host has no ioctls for a section, as far as its capture tells.
+    pub fn lacks_section(&self, name: &str) -> bool {
+        let index = SECTIONS.iter().position(|s| s.name == name).and_then(|index| u16::try_from(index).ok());
+        let known = SECTIONS.iter().any(|s| s.name == name && !s.get.is_empty() && s.cut.is_empty());
+        known
+            && self.tells_of(name)
+            && index.is_some_and(|index| self.takes(ItemKey::Section(index)) == Some(Write::Refused))
+    }
+
     /// The host lacks what makes a translator needless. One that asks for no capability is always needed: it does nothing
     /// where there is nothing to do.
     pub(super) fn lacks(&self, rule: &Translator) -> bool {

@@ -104,8 +104,7 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
     for entry in entries {
         let key = entry.key();
         let held = number(&entry.value);
-        // What the host shows by itself and takes no other value for need not be taken: reading back decides.
-        if to.takes(key) != Some(Write::Refused) || held.is_some() && to.shows(key) == held {
+        if to.takes(key) != Some(Write::Refused) {
             kept.push(entry);
             continue;
         }
@@ -126,6 +125,9 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
                 after: None,
                 because,
             });
+        } else if held.is_some() && to.shows(key) == held {
+            // What the host shows by itself need not be taken: reading back decides.
+            kept.push(entry);
         } else {
             let because = match known.droppable_at {
                 Some(absent) => format!("the host refuses it, and it holds something else than {absent:#x}"),
@@ -146,13 +148,8 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
 
 /// A section that the host has not, after all rules.
 fn whole(to: &Destination<'_>, item: &Item, refused: &mut Vec<Refusal>) {
-    let Some(index) = catalog::SECTIONS.iter().position(|s| s.name == item.name) else { return };
-    let (Ok(index), section) = (u16::try_from(index), &catalog::SECTIONS[index]) else { return };
-    // What nothing reads back, and lists of items of their own, are no sections in a capture.
-    if section.get.is_empty() || packed::entries(item).is_some() || !to.tells_of(section.name) {
-        return;
-    }
-    if to.takes(ItemKey::Section(index)) == Some(Write::Refused) {
+    let Some(section) = catalog::SECTIONS.iter().find(|s| s.name == item.name) else { return };
+    if to.lacks_section(section.name) {
         let because = if section.instead.is_empty() {
             format!("the host has no {}", section.set)
         } else {
