@@ -184,12 +184,38 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
         }
         compared(of, (r.compare, ignore, &r.clock, r.deadline, &r.why), problems);
     }
+    gaps(data, problems);
     for t in &data.time {
         if !timed.contains(&t.of) {
             problems.push(format!("`{}` is a quantity of time, and nothing that runs", t.of));
         }
         if !CLOCKS.contains(&t.clock.as_str()) || t.why.is_empty() || t.sources.is_empty() {
             problems.push(format!("time `{}`: needs a known clock, a why, and sources", t.of));
+        }
+    }
+}
+
+/// What saving does about state that KVM cannot save.
+const HANDLINGS: &[&str] = &["retired", "refused", "reported", "duty", "documented"];
+
+fn gaps(data: &Data, problems: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    for g in &data.gap {
+        let mut say = |what: &str| problems.push(format!("gap `{}`: {what}", g.id));
+        if g.id.is_empty() || !seen.insert(&g.id) {
+            say("has no id, or one that another has");
+        }
+        if !HANDLINGS.contains(&g.handling.as_str()) || (g.handling == "documented" && g.in_image) {
+            say(
+                "what is found is retired, refused, reported or a duty, and `documented` is what nothing tells",
+            );
+        }
+        if g.title.is_empty() || g.loses.is_empty() || g.detect.is_empty() || g.sources.is_empty() {
+            say("needs a title, what is lost, how it is found, and sources");
+        }
+        // Saving cannot refuse over what it does not see.
+        if g.handling == "refused" && !g.in_image {
+            say("refused, and nothing shows it");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Finding things in the catalog by number or name.
 
 use crate::{
-    CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, IOCTLS, Ioctl,
+    CAPABILITIES, CHANGES, CHOICES, CODES, Capability, Change, Choice, Code, Field, GAPS, Gap, IOCTLS, Ioctl,
     MEASUREMENTS, MSRS, Measurement, Msr, NOT_GUEST_VISIBLE, NotGuestVisible, PARAMETERS, Parameter,
     REGISTERS, REGS, Reg, Register, SECTIONS, Section,
 };
@@ -63,6 +63,11 @@ pub fn enumerated_by(what: &str) -> impl Iterator<Item = (&'static Register, &'s
 /// The group of state of this name.
 pub fn section(name: &str) -> Option<&'static Section> {
     SECTIONS.iter().find(|s| s.name == name)
+}
+
+/// The gap with this id: state that KVM cannot save.
+pub fn gap(id: &str) -> Option<&'static Gap> {
+    GAPS.iter().find(|g| g.id == id)
 }
 
 /// The ledger entry with this id, in any letter case.

@@ -318,6 +318,8 @@ record! {
         /// What saving does about it: `retired` (made not to exist before saving), `refused` (saving refuses while it exists),
         /// `reported` (saving tells that it exists), `duty` (work of the VMM, told each time), `documented` (nothing tells).
         pub handling: Str,
+        /// What was saved shows whether it is there: `evenkeel_state::gaps` finds it.
+        pub in_image: bool,
         /// How it is found when a guest is saved, or why it cannot be.
         pub detect: Str,
         /// Where it is known from.

@@ -70,6 +70,8 @@ enum Command {
     Hosts(commands::hosts::Hosts),
     /// Registers of an arm64 vCPU: save them here, set them there, and see which were kept.
     Registers(commands::registers::Registers),
+    #[command(hide = true)]
+    Rounds(commands::rounds::Rounds),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
         Command::Predict(c) => c.run(global),
         Command::Hosts(c) => c.run(global),
         Command::Registers(c) => c.run(global),
+        Command::Rounds(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -30,8 +30,8 @@ pub const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
 pub const GIC_REDISTRIBUTOR: u64 = 0x080a_0000;
 /// A redistributor's length: the registers' page and the one of the private interrupts.
 pub const GIC_REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
-/// Where the ITS is.
-pub const GIC_ITS: u64 = 0x0810_0000;
+/// Where the ITS is: before the redistributors, so that there is room for any number of those.
+pub const GIC_ITS: u64 = 0x0808_0000;
 /// Where memory begins: QEMU's `virt` has it there too.
 pub const MEMORY_BASE: u64 = 0x4000_0000;
 /// The private interrupt of the PMU's overflow, as QEMU's `virt` has it.

@@ -3,12 +3,17 @@
 //! * An [`Image`] is what was saved: items in the kernel's own layout, each with the VM or the vCPU that it belongs to, and
 //!   the [`Manifest`] of what no ioctl tells.
 //! * [`view()`](view::view) names the fields of an item, and [`compare`] says in what two images of one guest differ.
+//! * [`file`] puts it into a capsule and takes it out.
 //! * [`registers`] is the matrix of arm64 registers between many hosts, which was here first.
 #![forbid(unsafe_code)]
 
 pub mod arm64;
 mod clocks;
 mod compare;
+pub mod file;
+#[doc(hidden)]
+pub mod fuzzing;
+mod gaps;
 mod image;
 mod manifest;
 mod noting;
@@ -22,6 +27,8 @@ pub mod view;
 pub mod x86;
 
 pub use compare::{Difference, Elapsed, compare, compare_items};
+pub use file::Guest;
+pub use gaps::{FoundGap, gaps, looked_for};
 pub use image::{Image, Item, Owner};
 pub use manifest::{Manifest, Noted, Role};
 pub use noting::Noting;

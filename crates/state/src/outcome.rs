@@ -59,7 +59,7 @@ pub struct Refused {
     pub why: String,
     /// The call that failed, where one did.
     #[source]
-    pub source: Option<CallError>,
+    pub source: Option<Box<CallError>>,
     /// What can be done; may be empty.
     pub hint: String,
 }
@@ -86,7 +86,7 @@ impl Refused {
     /// About an item for which this call was needed.
     pub(crate) fn call(owner: Owner, item: &str, why: &str) -> impl FnOnce(CallError) -> Refused {
         let refused = Refused::new(owner, item, why);
-        move |source| Refused { source: Some(source), ..refused }
+        move |source| Refused { source: Some(Box::new(source)), ..refused }
     }
 
     #[must_use]

@@ -14,6 +14,7 @@ pub mod observe;
 pub mod observe_contract;
 pub mod predict;
 pub mod registers;
+pub mod rounds;
 pub mod schema;
 pub mod seal;
 pub mod survive;

@@ -45,8 +45,8 @@ pub fn remake<'b>(
     repeat(system, manifest, memory, |call| sections::is_later(call, &devices, order))
 }
 
-/// What people call a part of an item: a register's or an attribute's name.
-fn register_name(id: u64) -> String {
+/// What a register is called in a [`Report`](crate::Report).
+pub fn register_name(id: u64) -> String {
     match evenkeel_catalog::reg(id) {
         Some(reg) if reg.last.is_none() => reg.name.to_owned(),
         Some(reg) => format!("{} ({id:#x})", reg.name),

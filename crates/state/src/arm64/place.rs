@@ -44,19 +44,20 @@ pub(super) fn interrupts(typer: u32) -> u64 {
     (u64::from(typer & 0x1f) + 1) * 32
 }
 
-/// The registers of a distributor with this many interrupts but GICD_IIDR, in the order in which they are set: what an
-/// interrupt is, before whether it is pending; whether all is on, last. GICD_TYPER and GICD_TYPER2 are there to be compared.
+/// The registers of a distributor with this many interrupts but GICD_IIDR, in the order in which they are set. GICD_CTLR comes
+/// first: an interrupt that is made pending while the distributor is off is never delivered, because KVM queues it then or
+/// not at all (seen on 6.12: the latch reads back set, and the guest waits in vain). What an interrupt is comes before
+/// whether it is pending. GICD_TYPER and GICD_TYPER2 are there to be compared.
 pub(super) fn distributor(interrupts: u64) -> Vec<u64> {
     let run = |base: u64, bits: u64| {
         // The first 32 interrupts are the redistributors'.
         (32 * bits / 32..interrupts * bits / 32).map(move |n| base + 4 * n)
     };
-    let mut all = vec![TYPER, 0xc];
+    let mut all = vec![TYPER, 0xc, 0];
     for (base, bits) in [(0x80, 1), (0xc00, 2), (0x400, 8), (0x6000, 64), (0x100, 1), (0x200, 1), (0x300, 1)]
     {
         all.extend(run(base, bits));
     }
-    all.push(0);
     all
 }
 
@@ -217,7 +218,7 @@ mod tests {
         }
         let at = |offset| all.iter().position(|o| *o == offset).unwrap();
         assert!(at(0xc08) < at(0x204), "a trigger mode decides what pending means");
-        assert_eq!(all.last(), Some(&0));
+        assert!(at(0) < at(0x204) && at(0) < at(0x104), "what is pending while all is off is not queued");
         assert_eq!(distributor(32).len(), 3, "without shared interrupts");
     }
 

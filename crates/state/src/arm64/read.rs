@@ -1,8 +1,8 @@
 //! Reading every group of state: to save it, and to see what was restored.
 
 use evenkeel_sys::layout::{long, word};
-use evenkeel_sys::requests::{KVM_GET_MP_STATE, KVM_GET_VCPU_EVENTS};
-use evenkeel_sys::{Device, Error as CallError, Fd, Vcpu};
+use evenkeel_sys::requests::{KVM_GET_MP_STATE, KVM_GET_REG_LIST, KVM_GET_VCPU_EVENTS};
+use evenkeel_sys::{Device, Error as CallError, Fd, Refusal, Vcpu};
 
 use super::ask;
 use super::place::{self, CTRL, DIST, INTERFACE, ITS, LEVELS, REDIST, SYSREGS};
@@ -14,8 +14,6 @@ use crate::pack::{Attribute, pack_attributes, pack_registers};
 use crate::parts::Parts;
 use crate::registers::{Group, SVE_VECTOR_LENGTHS, group};
 
-/// KVM_CAP_VCPU_EVENTS.
-const CAP_VCPU_EVENTS: u32 = 41;
 /// MPIDR_EL1.
 pub(super) const MPIDR: u64 = 0x6030_0000_0013_c005;
 /// KVM_ARM_VCPU_TIMER_CTRL and KVM_ARM_VCPU_PVTIME_CTRL.
@@ -117,21 +115,18 @@ impl<'g, 'b> Reader<'_, 'g, 'b> {
                 let Some(first) = self.parts.cpus.first() else { return Ok(None) };
                 registers(first.vcpu, Group::Counter).map(some).map_err(failed)
             }
-            ("arm64-vcpu-events", Some(vcpu)) => self.events(vcpu).map_err(failed),
+            ("arm64-vcpu-events", Some(vcpu)) => {
+                ask::if_there(ask::structure(vcpu, &KVM_GET_VCPU_EVENTS)).map_err(failed)
+            }
             ("arm64-mp-state", Some(vcpu)) => {
                 ask::structure(vcpu, &KVM_GET_MP_STATE).map(Some).map_err(failed)
             }
-            ("arm64-timer-irqs", Some(vcpu)) => timer_interrupts(vcpu).map(existing).map_err(failed),
+            ("arm64-timer-irqs", Some(vcpu)) => {
+                timer_interrupts(vcpu, self.devices.el2).map(existing).map_err(failed)
+            }
             ("arm64-pvtime", Some(vcpu)) => stolen_time(vcpu).map(existing).map_err(failed),
             _ => self.controllers(owner, section).map(|read| read.and_then(packed)).map_err(failed),
         }
-    }
-
-    fn events(&self, vcpu: &Vcpu<'b>) -> Result<Option<Vec<u8>>, CallError> {
-        if self.parts.system.check_extension(CAP_VCPU_EVENTS)? <= 0 {
-            return Ok(None);
-        }
-        ask::structure(vcpu, &KVM_GET_VCPU_EVENTS).map(Some)
     }
 
     fn device(&self, place: Option<usize>) -> Option<&'g Device<'b>> {
@@ -205,7 +200,13 @@ fn existing(read: Read) -> Option<Vec<u8>> {
 /// The registers of a group, in the kernel's order. The vector lengths are in the manifest.
 fn registers(vcpu: &Vcpu<'_>, wanted: Group) -> Result<Vec<(u64, Vec<u8>)>, CallError> {
     let mut read = Vec::new();
-    for id in vcpu.reg_list()? {
+    let ids = vcpu.reg_list()?;
+    if ids.is_empty() || ids.contains(&0) {
+        // A list that was not written: nothing is missed because of it.
+        let why = Refusal::Nonsense("it succeeded, and wrote no list".to_owned());
+        return Err(vcpu.error(&KVM_GET_REG_LIST, "", why));
+    }
+    for id in ids {
         if id != SVE_VECTOR_LENGTHS && group(id) == wanted {
             read.push((id, ask::register(vcpu, id)?));
         }
@@ -240,10 +241,11 @@ fn interface(gic: &Device<'_>, affinity: u64) -> Result<Read, CallError> {
     Ok(read)
 }
 
-/// The interrupts of virtual, physical and hypervisor's timers, as far as the vCPU has them.
-fn timer_interrupts(vcpu: &Vcpu<'_>) -> Result<Read, CallError> {
+/// The interrupts of the virtual and the physical timer, and of those of EL2. Since 6.4 KVM tells the latter of vCPUs without
+/// EL2 too, where they mean nothing and an older kernel refuses them.
+fn timer_interrupts(vcpu: &Vcpu<'_>, el2: bool) -> Result<Read, CallError> {
     let mut read = Vec::new();
-    for attr in 0..4 {
+    for attr in 0..if el2 { 4 } else { 2 } {
         let value = ask::if_there(ask::attribute(vcpu, TIMER_CTRL, attr, 4))?;
         read.extend(value.map(|value| (TIMER_CTRL, attr, value)));
     }

@@ -7,8 +7,9 @@ use evenkeel_sys::layout::long;
 use evenkeel_sys::requests::{KVM_ARM_SET_COUNTER_OFFSET, KVM_SET_MP_STATE, KVM_SET_VCPU_EVENTS};
 use evenkeel_sys::{Device, Error as CallError, Fd, Refusal, Vcpu};
 
+use super::ask;
 use super::counters::{self, PHYSICAL, Time, VIRTUAL};
-use super::place::{self, CTRL, DIST, REDIST};
+use super::place::{self, CTRL, DIST, ITS, REDIST};
 use super::plan::{self, Part, Step, What};
 use super::read::{self, Purpose, vcpu_of};
 use super::sections::{self, Devices};
@@ -122,6 +123,17 @@ impl<'g, 'b> Restoring<'_, 'g, 'b> {
         if counter && matches!(id, VIRTUAL | PHYSICAL) {
             return vcpu.set_one_reg(id, &self.time.at(long(value, 0)).to_le_bytes());
         }
+        // Since 6.12 setting PMCNTENSET_EL0 and its like sets bits and clears none, and a fresh vCPU has bits of no meaning
+        // in it: what must not be set is cleared by its counterpart. Where both store what they are given, the second stays.
+        if let Some(clears) = catalog::REGS.iter().find(|reg| reg.alias_of == Some(id)).map(|reg| reg.id)
+            && all.iter().any(|other| {
+                other.owner == step.owner && matches!(other.what, What::Register(o, _) if o == clears)
+            })
+        {
+            let unset: Vec<u8> = value.iter().map(|byte| !byte).collect();
+            // A kernel without it has said so, or will: it is in the image.
+            let _ = vcpu.set_one_reg(clears, &unset);
+        }
         vcpu.set_one_reg(id, value)
     }
 
@@ -137,6 +149,10 @@ impl<'g, 'b> Restoring<'_, 'g, 'b> {
             },
             Role::Vm | Role::System => self.parts.vm,
         };
+        // Writing GITS_CBASER and GITS_BASER puts attributes of memory into them that are not there in a fresh VM.
+        if group == ITS && ask::attribute(fd, group, attr, value.len())? == value {
+            return Ok(());
+        }
         // Registers that only set bits: what must not be set is cleared first. SGIs are enabled in a fresh VM.
         if let Some(clear) = place::clears(attr & 0xffff_ffff).filter(|_| matches!(group, DIST | REDIST)) {
             let unset: Vec<u8> = value.iter().map(|byte| !byte).collect();
@@ -147,7 +163,7 @@ impl<'g, 'b> Restoring<'_, 'g, 'b> {
 
     fn its(&self, all: &[Step<'_>]) -> Option<&'g Device<'b>> {
         let place = all.iter().find_map(|step| match step.what {
-            What::Attribute(Role::Device(place), place::ITS, ..) => Some(place as usize),
+            What::Attribute(Role::Device(place), ITS, ..) => Some(place as usize),
             _ => None,
         });
         self.parts.devices.get(place?).copied()

@@ -5,11 +5,13 @@ use evenkeel_surface::Arch;
 use evenkeel_sys::{Errno, Exit};
 
 use super::read::{self, Purpose};
+use super::sections::Devices;
 use super::{ask, sections};
-use crate::image::{Image, Owner};
+use crate::gaps::gaps;
+use crate::image::{Image, Item, Owner};
 use crate::manifest::Manifest;
 use crate::order::{Order, Phase};
-use crate::outcome::{Refused, Saved};
+use crate::outcome::{Absent, Found, Refused, Saved};
 use crate::parts::Parts;
 use crate::registers::SVE_VECTOR_LENGTHS;
 
@@ -37,7 +39,16 @@ pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Ref
     let items =
         read::all(parts, &devices, Order::catalogued(Catalogued::Aarch64, Phase::Save), Purpose::Save)?;
     let manifest = sections::with_lengths(manifest, &lengths);
-    Ok(Saved { image: Image { arch: Arch::Aarch64, manifest, items }, gaps: Vec::new(), absent: Vec::new() })
+    let absent = absent(parts, &devices, &items);
+    let image = Image { arch: Arch::Aarch64, manifest, items };
+    let mut found = Vec::new();
+    for seen in gaps(&image) {
+        if seen.refuses() {
+            return Err(Refused::new(seen.owner, seen.gap.id, format!("{}: {}", seen.gap.title, seen.seen)));
+        }
+        found.push(Found { gap: seen.gap.id.to_owned(), owner: seen.owner, what: seen.seen });
+    }
+    Ok(Saved { image, gaps: found, absent })
 }
 
 /// Has the kernel carry out what the last exit of each vCPU left open: the result of a load that the VMM answered is still
@@ -59,4 +70,24 @@ fn retire(parts: &mut Parts<'_, '_>) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// Groups that are not there, and why.
+fn absent(parts: &Parts<'_, '_>, devices: &Devices, items: &[Item]) -> Vec<Absent> {
+    let vcpus = (0..parts.cpus.len() as u32).map(Owner::Vcpu);
+    let each = vcpus.flat_map(|owner| read::PER_VCPU.iter().map(move |item| (owner, *item)));
+    each.chain(read::PER_VM.iter().map(|item| (Owner::Vm, *item)))
+        .filter(|(owner, name)| !items.iter().any(|item| item.owner == *owner && item.name == *name))
+        .map(|(owner, item)| {
+            let why = match item {
+                _ if item.starts_with("vgic-v3") && devices.gic.is_none() => "the VM has no GICv3",
+                _ if (item.starts_with("its") || item == "vgic-v3-pending-lpis") && devices.its.is_none() => {
+                    "the VM has no ITS"
+                }
+                "arm64-pvtime" => "no page for stolen time was given",
+                _ => "the host does not have it",
+            };
+            Absent { owner, item, why }
+        })
+        .collect()
 }

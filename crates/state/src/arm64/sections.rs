@@ -14,8 +14,12 @@ use crate::registers::SVE_VECTOR_LENGTHS;
 pub(super) struct Devices {
     pub(super) gic: Option<usize>,
     pub(super) its: Option<usize>,
-    kinds: Vec<u32>,
+    /// The vCPUs have EL2, and with it timers of their own for it.
+    pub(super) el2: bool,
 }
+
+/// KVM_ARM_VCPU_HAS_EL2.
+const HAS_EL2: u32 = 1 << 7;
 
 impl Devices {
     /// As the manifest made them.
@@ -23,11 +27,12 @@ impl Devices {
     /// # Errors
     /// One whose state nobody here can save.
     pub(super) fn of(manifest: &Manifest) -> Result<Devices, Refused> {
-        let mut devices = Devices::default();
+        let has_el2 =
+            |call: &Noted| call.call == "KVM_ARM_VCPU_INIT" && word(&call.argument, 4) & HAS_EL2 != 0;
+        let mut devices = Devices { el2: manifest.calls.iter().any(has_el2), ..Devices::default() };
         let made = manifest.calls.iter().filter(|call| call.call == "KVM_CREATE_DEVICE");
         for (place, call) in made.enumerate() {
             let kind = word(&call.argument, 0);
-            devices.kinds.push(kind);
             let slot = match kind {
                 GIC_V3 => &mut devices.gic,
                 ITS_DEVICE => &mut devices.its,

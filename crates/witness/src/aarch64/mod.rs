@@ -5,4 +5,5 @@ pub mod abi;
 pub mod names;
 pub mod probe;
 pub mod programs;
+pub mod rounds;
 pub mod session;

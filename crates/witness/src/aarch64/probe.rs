@@ -58,6 +58,11 @@ pub fn str_w(t: u32, n: u32) -> u32 {
     0xb900_0000 | n << 5 | t
 }
 
+/// `STR Xt, [Xn]`.
+pub fn str_x(t: u32, n: u32) -> u32 {
+    0xf900_0000 | n << 5 | t
+}
+
 /// `MVN Xd, Xm`.
 pub fn mvn(d: u32, m: u32) -> u32 {
     0xaa20_03e0 | m << 16 | d
@@ -213,8 +218,8 @@ mod tests {
         assert_eq!(Reg(2, 0, 1, 0, 4).msr(2), 0xd510_1082);
         // ldr w1, [x0]; ldr x3, [x2]; str w2, [x0]; mvn x2, x1; eor x0, x1, x3
         assert_eq!(
-            [ldr_w(1, 0), ldr_x(3, 2), str_w(2, 0), mvn(2, 1), eor(0, 1, 3)],
-            [0xb940_0001, 0xf940_0043, 0xb900_0002, 0xaa21_03e2, 0xca03_0020]
+            [ldr_w(1, 0), ldr_x(3, 2), str_w(2, 0), str_x(1, 0), mvn(2, 1), eor(0, 1, 3)],
+            [0xb940_0001, 0xf940_0043, 0xb900_0002, 0xf900_0001, 0xaa21_03e2, 0xca03_0020]
         );
     }
 

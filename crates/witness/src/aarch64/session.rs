@@ -86,6 +86,15 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
     }
 
     fn batch(&mut self, probes: &[Probe]) -> Result<Vec<Outcome>, Error> {
+        let batch = self.begin(probes)?;
+        self.finish(&batch)
+    }
+
+    /// Puts a batch into memory, so that the guest does it when it runs.
+    ///
+    /// # Errors
+    /// The memory is too small.
+    pub fn begin(&mut self, probes: &[Probe]) -> Result<Batch, Error> {
         self.probes += probes.len() as u64;
         let nonce = RandomState::new().hash_one("evenkeel witness") | 1 << 63;
         let half = self.number.min(1) * abi::BATCH / 2;
@@ -93,8 +102,7 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
         let results = abi::OUTCOMES + (half * abi::RESULT_BYTES) as u64;
         let bytes: Vec<u8> = probes.iter().flat_map(Probe::encode).collect();
         self.ram.write(offset(table), &bytes)?;
-        let mut bytes = vec![0; probes.len() * abi::RESULT_BYTES];
-        self.ram.write(offset(results), &bytes)?;
+        self.ram.write(offset(results), &vec![0; probes.len() * abi::RESULT_BYTES])?;
         for (at, value) in [
             (abi::INDEX, (probes.len() as u64) << 32),
             (abi::RUNNING, 0),
@@ -104,8 +112,17 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
         ] {
             self.ram.write(offset(self.area() + at), &value.to_le_bytes())?;
         }
-        let exits = self.run_all(probes.len())?;
-        self.ram.read(offset(results), &mut bytes)?;
+        Ok(Batch { nonce, results, count: probes.len() })
+    }
+
+    /// Runs until a batch is done: one that was begun here, or in the machine that this one's state was saved from.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub fn finish(&mut self, batch: &Batch) -> Result<Vec<Outcome>, Error> {
+        let exits = self.run_all(batch.count)?;
+        let (nonce, mut bytes) = (batch.nonce, vec![0; batch.count * abi::RESULT_BYTES]);
+        self.ram.read(offset(batch.results), &mut bytes)?;
         let outcomes = bytes.chunks_exact(abi::RESULT_BYTES).enumerate().map(|(index, bytes)| {
             let outcome = Outcome::decode(bytes, nonce, index as u32);
             match exits.get(&(index as u32)) {
@@ -173,6 +190,14 @@ impl<'m, 's, 'b> Session<'m, 's, 'b> {
             exit => Err(MonitorError::Ended(exit).into()),
         }
     }
+}
+
+/// Probes that the guest has in its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub(crate) nonce: u64,
+    pub(crate) results: u64,
+    pub(crate) count: usize,
 }
 
 /// How a probe left KVM.

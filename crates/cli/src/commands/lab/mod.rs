@@ -6,6 +6,7 @@ mod cache;
 mod fetch;
 mod matrix;
 mod registers;
+mod rounds;
 pub mod run;
 
 use std::path::PathBuf;
@@ -106,6 +107,8 @@ enum What {
     },
     /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
     Registers(registers::Registers),
+    /// A guest saved on each arm64 kernel goes on on every other: what was lost, what it noticed, and what was predicted.
+    Rounds(rounds::Rounds),
 }
 
 impl Lab {
@@ -168,6 +171,14 @@ impl Lab {
                     names => choose(names, &cache)?,
                 };
                 registers.run(&chosen, cache, global)
+            }
+            What::Rounds(rounds) => {
+                let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
+                let chosen: Vec<Host> = match rounds.kernels.as_slice() {
+                    [] => Kernels::load(&cache).hosts().into_iter().filter(fetched).collect(),
+                    names => choose(names, &cache)?,
+                };
+                rounds.run(&chosen, cache, global)
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {

@@ -137,7 +137,7 @@ impl Registers {
 }
 
 /// A round: every host, two at a time, with what it brought back in order. One that fails is counted.
-fn round(
+pub(super) fn round(
     (name, hosts): (&str, &[Host]),
     work: impl Fn(&Host) -> Result<Vec<u8>, evenkeel_lab::Error> + Sync,
     mut take: impl FnMut(&Host, Vec<u8>) -> Result<(), Failure>,

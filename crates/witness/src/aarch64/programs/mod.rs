@@ -10,6 +10,8 @@ mod instructions;
 mod registers;
 mod smccc;
 
+pub(crate) use smccc::CPU_ON;
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -66,13 +68,13 @@ pub fn looks() -> Vec<Look> {
 
 /// What was seen of a list of looks: what stays, and what runs.
 #[derive(Debug, Default)]
-struct View {
-    seen: BTreeMap<String, Saw>,
+pub(crate) struct View {
+    pub(crate) seen: BTreeMap<String, Saw>,
     running: BTreeMap<String, Saw>,
-    silent: Vec<String>,
+    pub(crate) silent: Vec<String>,
 }
 
-fn look(session: &mut Session<'_, '_, '_>, looks: &[Look]) -> Result<View, Error> {
+pub(crate) fn look(session: &mut Session<'_, '_, '_>, looks: &[Look]) -> Result<View, Error> {
     let probes: Vec<Probe> = looks.iter().map(|look| look.probe.clone()).collect();
     let outcomes = session.ask(&probes)?;
     let mut view = View::default();

@@ -1,0 +1,72 @@
+//! Rounds of the arm64 witness on real kernels under emulation: saved in states that are hard to save, restored, asked.
+//! Boots kernels: ignored unless `EVENKEEL_REQUIRE_LAB` is set; then whatever is missing is a failure.
+#![cfg_attr(not(lab), allow(dead_code))]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Kernels whose idle hosts are resumed: the oldest, a stable and the newest.
+const RESUMED: [&str; 3] = ["debian-6.1-arm64-nvhe", "debian-6.12-arm64-nvhe", "debian-7.3-arm64-nvhe"];
+/// The same in the lane whose CPU has SVE and pointer authentication.
+const WHOLE: [&str; 3] = ["debian-6.1-arm64", "debian-6.12-arm64", "debian-7.3-arm64"];
+const SCENARIOS: usize = 13;
+
+fn evenkeel(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap()
+}
+
+fn lab(hosts: &[&str], rounds: &[&str]) -> (String, Option<i32>) {
+    let timeout = ["--timeout", "1200", "--", "evenkeel", "rounds"];
+    let out = evenkeel(&[&["lab", "run"], hosts, &timeout, rounds].concat());
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (text, out.status.code())
+}
+
+#[test]
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+fn a_guest_does_not_notice_wherever_it_was_stopped() {
+    for host in RESUMED {
+        let (text, code) = lab(&[host], &["--shape", "pmu", "--vcpus", "2"]);
+        assert_eq!(code, Some(0), "{host}: {text}");
+        let good = text.matches(": good, ").count();
+        // 6.1 cannot move both counters together.
+        let lacking = text.matches("not tried: KVM_CAP_COUNTER_OFFSET").count();
+        assert_eq!(
+            (good + lacking, lacking),
+            (SCENARIOS, usize::from(host.contains("6.1-"))),
+            "{host}: {text}"
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+fn every_shape_and_up_to_four_vcpus_are_restored() {
+    let shapes = ["--shape", "min", "--shape", "full", "--vcpus", "1", "--vcpus", "4"];
+    let scenarios = ["--scenario", "idle", "--scenario", "lpi"];
+    for host in WHOLE {
+        let (text, code) = lab(&[host], &[&shapes[..], &scenarios].concat());
+        assert_eq!(code, Some(0), "{host}: {text}");
+        assert_eq!(text.matches(": good, ").count(), 8, "{host}: {text}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+fn spoilt_calls_are_told_and_do_no_harm() {
+    let args = ["--shape", "min", "--vcpus", "1", "--scenario", "sgi", "--faults", "97"];
+    let (text, code) = lab(&["debian-6.12-arm64-nvhe"], &args);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(text.matches("0 missed, 0 harmed").count(), 4, "{text}");
+}
+
+#[test]
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+fn what_is_lost_between_kernels_is_what_was_foretold() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: &Path = folder.path();
+    let out = evenkeel(&[&["lab", "rounds"], &WHOLE[..], &["-o", path.to_str().unwrap()]].concat());
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{text}");
+    assert!(text.contains("9 of 9 guests lost the registers that were predicted, and no others"), "{text}");
+}
