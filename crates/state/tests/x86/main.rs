@@ -91,7 +91,12 @@ fn check(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<(bool, String), Strin
             return Err(format!("image {} and {}: {different:?}, clock {flags:?}", n + 1, n + 2));
         }
     }
-    if outcome.stayed != outcome.moved {
+    // A guest that reads the count that is told to be cleared finds it cleared.
+    let told = outcome.reports.iter().any(|report| report.gaps.iter().any(|gap| gap.gap == "G06"));
+    let seen = |all: &[String]| -> Vec<String> {
+        all.iter().filter(|line| !(told && line.contains("results"))).cloned().collect()
+    };
+    if seen(&outcome.stayed) != seen(&outcome.moved) {
         return Err(format!("stayed: {:?}\nmoved: {:?}", outcome.stayed, outcome.moved));
     }
     let gaps: Vec<_> = outcome.reports.iter().flat_map(|r| &r.gaps).map(|g| &g.what).collect();

@@ -165,7 +165,7 @@ pub fn all() -> Vec<Scene<'static>> {
             stop: &|s| assert_eq!(s.step(0, Duration::from_millis(30)), Exit::Interrupted),
             finish: &|s| {
                 s.msi(0, 0x61);
-                s.to_end(0);
+                s.play_out(0);
             },
             point: &|i| word(i, "mp-state", 0) == 3,
             ..Scene::default()
@@ -184,10 +184,10 @@ pub fn all() -> Vec<Scene<'static>> {
             program: &|_| Asm::new().apic_on().out(abi::BREATH).sti().bytes(&[0x90, 0x90]).window(3).done(),
             stop: &|s| {
                 s.breath(0, 1);
-                inject(s, |e| e[10] = 1);
+                inject(s, |e| e[11] = 1);
                 s.msi(0, 0x52);
             },
-            point: &|i| event(i, 10) != 0,
+            point: &|i| event(i, 11) != 0,
             ..Scene::default()
         },
         Scene {
@@ -305,7 +305,7 @@ pub fn all() -> Vec<Scene<'static>> {
                 _ => Asm::new().done(),
             },
             stop: &|s| s.breath(0, 1),
-            finish: &|s| (0..2).for_each(|n| s.to_end(n)),
+            finish: &|s| (0..2).for_each(|n| s.play_out(n)),
             ..Scene::default()
         },
         Scene {
@@ -355,7 +355,7 @@ pub fn many(cpus: u32) -> Scene<'static> {
                 s.msi(n as u32, 0x70 + n as u8);
             }
         },
-        finish: &|s| (0..s.runners.len()).for_each(|n| s.to_end(n)),
+        finish: &|s| (0..s.runners.len()).for_each(|n| s.play_out(n)),
         ..Scene::default()
     }
 }

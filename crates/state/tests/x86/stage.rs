@@ -45,7 +45,7 @@ impl Default for Scene<'_> {
             enable: &|_| {},
             program: &|_| Asm::new().done(),
             stop: &|_| {},
-            finish: &|stage| stage.to_end(0),
+            finish: &|stage| stage.play_out(0),
             point: &|_| true,
         }
     }
@@ -116,7 +116,7 @@ impl<'s, 'v, 'b> Stage<'s, 'v, 'b> {
     }
 
     /// Runs it to its end; notes what came to the host.
-    pub fn to_end(&mut self, n: usize) {
+    pub fn play_out(&mut self, n: usize) {
         for _ in 0..2000 {
             let exit = self.step(n, Duration::from_secs(8));
             self.answer(n, &exit);
