@@ -5,9 +5,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 21] = [
+const DOCUMENTS: [&str; 24] = [
     "surface",
     "observation",
+    "snapshot",
+    "restored",
+    "lab-capsules",
     "observation-diff",
     "observed-contract",
     "witness-score",

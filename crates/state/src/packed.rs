@@ -54,7 +54,9 @@ pub fn entries(item: &Item) -> Option<Vec<Entry>> {
         return None;
     }
     let registers = unpack_registers(&item.bytes).ok()?;
-    Some(registers.into_iter().map(|(id, value)| Entry { key: Key::Reg(id), value: value.to_vec() }).collect())
+    Some(
+        registers.into_iter().map(|(id, value)| Entry { key: Key::Reg(id), value: value.to_vec() }).collect(),
+    )
 }
 
 /// Packs entries as the item's payload. Entries of another kind are not in it.

@@ -16,7 +16,7 @@ use evenkeel_surface::Arch;
 
 use crate::observation::{Observation, Record, Volatile};
 use crate::probe::{RAX, RCX, RDX};
-use crate::programs::x86_64::{Configure, cpuid, msr, registers};
+use crate::programs::x86_64::{Configure, choices, cpuid, msr, registers};
 use crate::session::{Session, load};
 use crate::{Error, abi, guests, probe::Probe};
 
@@ -104,6 +104,7 @@ fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error
     cpuid::observe(session, &mut record, "")?;
     msr::read_all(session, &mut record)?;
     registers::observe(session, &mut record)?;
+    choices::settle(&mut record, shape);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     Ok(record.finish(Arch::X86_64, shape, Volatile { kernel, ..Volatile::default() }))
 }

@@ -16,9 +16,9 @@ pub mod observe_contract;
 pub mod observe_score;
 pub mod predict;
 pub mod registers;
-pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod restore;
+pub mod rounds;
 pub mod schema;
 pub mod seal;
 #[cfg(target_arch = "x86_64")]

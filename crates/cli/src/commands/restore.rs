@@ -10,8 +10,8 @@ use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
 use evenkeel_state::file::{self, Guest};
-use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
+use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
 use evenkeel_surface::Surface;
 use evenkeel_sys::Live;
 use evenkeel_witness::compare::{Difference, compare};
@@ -196,7 +196,10 @@ impl Restore {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let saved = guest.provenance.as_ref().map_or(now, |p| Duration::from_secs(p.saved_at));
         let since = Elapsed::of(now.saturating_sub(saved) + Duration::from_secs(2));
-        one.second = state_compare(&image, &again, since).iter().map(ToString::to_string).collect();
+        let again = state_compare(&image, &again, since);
+        // What only one of the two kernels has was read back already: here it is about what both have.
+        let both = again.iter().filter(|d| d.before.is_some() && d.after.is_some());
+        one.second = both.map(ToString::to_string).collect();
         one.third = taken.third.iter().map(ToString::to_string).collect();
         one.took_us = u64::try_from(taken.took.as_micros()).unwrap_or(u64::MAX);
         if let Some(section) = guest.carried.iter().find(|s| s.name == SEEN) {
@@ -240,7 +243,12 @@ fn number(bytes: &[u8]) -> String {
 
 fn rewritten(r: &Rewrite) -> Change {
     let after = r.after.as_deref().map_or("left out".to_owned(), number);
-    Change { what: format!("{}/{}", r.owner, r.part), how: r.translator.clone(), before: number(&r.before), after }
+    Change {
+        what: format!("{}/{}", r.owner, r.part),
+        how: r.translator.clone(),
+        before: number(&r.before),
+        after,
+    }
 }
 
 fn lost(r: &Refusal) -> String {
@@ -293,7 +301,9 @@ fn text(told: &Restored) -> String {
             one.not_kept.len(),
             one.took_us
         );
-        for (head, list) in [("rewritten", &one.translated), ("not kept", &one.not_kept), ("the guest sees", &one.otherwise)] {
+        for (head, list) in
+            [("rewritten", &one.translated), ("not kept", &one.not_kept), ("the guest sees", &one.otherwise)]
+        {
             for c in list {
                 let how = if c.how.is_empty() { String::new() } else { format!(" ({})", c.how) };
                 let _ = writeln!(w, "  {head}: {}{how}: {} → {}", c.what, c.before, c.after);
@@ -304,7 +314,8 @@ fn text(told: &Restored) -> String {
                 let _ = writeln!(w, "  {head}: {line}");
             }
         }
-        let _ = writeln!(w, "  the guest saw {} things as before, {} otherwise", one.alike, one.otherwise.len());
+        let _ =
+            writeln!(w, "  the guest saw {} things as before, {} otherwise", one.alike, one.otherwise.len());
     }
     w
 }

@@ -81,15 +81,18 @@ impl Snapshot {
             exposure: Vec::new(),
         });
         guest.carried.push(Section::new(SEEN, false, kept.seen.print().into_bytes()));
-        let slices: Vec<(u64, &[u8])> = kept.memory.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
-        let regions = slices.iter().map(|(address, bytes)| Region { address: *address, length: bytes.len() as u64 });
+        let slices: Vec<(u64, &[u8])> =
+            kept.memory.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
+        let regions =
+            slices.iter().map(|(address, bytes)| Region { address: *address, length: bytes.len() as u64 });
         let layout = match self.lazy {
             true => Layout::lazy(regions.collect()),
             false => Layout { level: self.compress.then_some(1), ..Layout::eager(regions.collect()) },
         };
         let draft = guest.draft().map_err(|e| super::capsule::refused(&self.output, &e))?;
         let written = evenkeel_files::replace(&self.output, |file| {
-            let written = draft.write_with(&mut *file, &layout, Slices(&slices)).map_err(std::io::Error::other)?;
+            let written =
+                draft.write_with(&mut *file, &layout, Slices(&slices)).map_err(std::io::Error::other)?;
             file.flush().map(|()| written)
         });
         let written = written.map_err(|e: std::io::Error| Failure::file(&self.output, &e))?;

@@ -119,7 +119,8 @@ impl Capsules {
                 predictions.insert((from.clone(), on.name.clone()), predict(&image, &on.name, &self.shape)?);
             }
         }
-        let text: String = predictions.iter().map(|((from, on), p)| format!("{from} on {on}: {p:?}\n")).collect();
+        let text: String =
+            predictions.iter().map(|((from, on), p)| format!("{from} on {on}: {p:?}\n")).collect();
         let predicted = evenkeel_surface::canonical::digest(&text);
         output::write(&self.output.join("predicted.txt"), text)?;
         anstream::eprintln!("predicted before restoring: {predicted}");
@@ -204,8 +205,10 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
                 _ => {}
             }
         }
-        let lacks = |name: &str| to.lacks_section(name);
-        if lacks(&item.name) {
+        // One that has an older form is set in that form.
+        let stands_in = evenkeel_catalog::section(&item.name).is_some_and(|s| !s.instead.is_empty());
+        // The offset is carried by the TSC itself where there is no attribute for it.
+        if to.lacks_section(&item.name) && !stands_in && item.name != "tsc-offset" {
             said.not_taken.insert(format!("{}/{}", item.owner, item.name));
         }
     }
@@ -220,22 +223,28 @@ fn pair(from: String, on: &str, predicted: Predicted, forced: &One, usual: &One)
     let mut disagree: Vec<String> = Vec::new();
     // A whole section that is refused takes its fields with it.
     let within = |set: &BTreeSet<String>, what: &String| {
-        set.contains(what) || set.iter().any(|s| what.starts_with(&format!("{s}/")) || s.starts_with(&format!("{what}/")))
+        set.contains(what)
+            || set.iter().any(|s| what.starts_with(&format!("{s}/")) || s.starts_with(&format!("{what}/")))
     };
     let unmeasured = predicted.not_taken.iter().filter(|p| !within(&measured, p));
     disagree.extend(unmeasured.map(|p| format!("predicted, and was taken: {p}")));
-    let surprises = measured.iter().filter(|m| !within(&predicted.not_taken, m) && !within(&predicted.unknown, m));
+    let surprises =
+        measured.iter().filter(|m| !within(&predicted.not_taken, m) && !within(&predicted.unknown, m));
     disagree.extend(surprises.map(|m| format!("not predicted: {m}")));
     if usual.refused.is_empty() != predicted.refused.is_empty() {
         disagree.push(format!("refused: predicted {:?}, measured {:?}", predicted.refused, usual.refused));
     }
     let seen = |one: &One| -> Vec<String> {
         let entry = |how: &str| if how.is_empty() { "no entry".to_owned() } else { how.to_owned() };
-        one.otherwise.iter().map(|c| format!("{} ({}): {} → {}", c.what, entry(&c.how), c.before, c.after)).collect()
+        one.otherwise
+            .iter()
+            .map(|c| format!("{} ({}): {} → {}", c.what, entry(&c.how), c.before, c.after))
+            .collect()
     };
     let lost = usual.not_kept.iter().map(|c| format!("{} {}", c.what, c.how));
     let lost = lost.chain(usual.second.iter().chain(&usual.third).cloned()).collect();
-    let forced_lost = forced.not_kept.iter().map(|c| format!("{} {}: {} → {}", c.what, c.how, c.before, c.after));
+    let forced_lost =
+        forced.not_kept.iter().map(|c| format!("{} {}: {} → {}", c.what, c.how, c.before, c.after));
     let forced_lost = forced_lost.chain(forced.refused.iter().cloned()).collect();
     Pair {
         from,

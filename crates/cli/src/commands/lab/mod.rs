@@ -3,6 +3,8 @@
 mod add;
 pub mod bisect;
 mod cache;
+#[cfg(target_arch = "x86_64")]
+pub mod capsules;
 mod fetch;
 mod matrix;
 pub mod observe;
@@ -111,6 +113,9 @@ enum What {
     Registers(registers::Registers),
     /// A guest saved on each arm64 kernel goes on on every other: what was lost, what it noticed, and what was predicted.
     Rounds(rounds::Rounds),
+    /// A guest saved on each x86 kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
+    #[cfg(target_arch = "x86_64")]
+    Capsules(capsules::Capsules),
 }
 
 impl Lab {
@@ -174,6 +179,15 @@ impl Lab {
                     names => choose(names, &cache)?,
                 };
                 registers.run(&chosen, cache, global)
+            }
+            #[cfg(target_arch = "x86_64")]
+            What::Capsules(capsules) => {
+                let fetched = |h: &Host| h.lane == Lane::Svm && cache.has(&h.kernel);
+                let chosen: Vec<Host> = match capsules.kernels.as_slice() {
+                    [] => Kernels::load(&cache).hosts().into_iter().filter(fetched).collect(),
+                    names => choose(names, &cache)?,
+                };
+                capsules.run(&chosen, cache, global)
             }
             What::Rounds(rounds) => {
                 let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
