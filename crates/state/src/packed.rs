@@ -46,7 +46,7 @@ fn is_registers(item: &Item) -> bool {
 /// The entries, in their order; none for an item that is no such list, or is cut off.
 pub fn entries(item: &Item) -> Option<Vec<Entry>> {
     if is_msrs(item) {
-        let whole = item.bytes.len() % X86_MSR_ENTRY == 0;
+        let whole = item.bytes.len().is_multiple_of(X86_MSR_ENTRY);
         let entry = |e: &[u8]| Entry { key: Key::Msr(word(e, 0)), value: e[8..16].to_vec() };
         return whole.then(|| item.bytes.chunks_exact(X86_MSR_ENTRY).map(entry).collect());
     }
