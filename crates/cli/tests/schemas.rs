@@ -5,10 +5,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 24] = [
+const DOCUMENTS: [&str; 25] = [
     "surface",
     "observation",
     "snapshot",
+    "survive-state",
     "restored",
     "lab-capsules",
     "observation-diff",

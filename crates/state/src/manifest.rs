@@ -34,3 +34,22 @@ pub struct Manifest {
     /// The calls.
     pub calls: Vec<Noted>,
 }
+
+impl Manifest {
+    /// The shape of the VM that it makes, by its name in captures: by the interrupt controllers in the kernel on x86, by the
+    /// features of the first vCPU on arm64.
+    pub fn shape(&self) -> &'static str {
+        // Of `struct kvm_enable_cap`: KVM_CAP_SPLIT_IRQCHIP. Of `struct kvm_vcpu_init`: the first word of features.
+        let word = |call: &Noted, at: usize| evenkeel_sys::layout::word(&call.argument, at);
+        let init = self.calls.iter().find(|c| c.call == "KVM_ARM_VCPU_INIT").map(|c| word(c, 4));
+        match init {
+            // KVM_ARM_VCPU_SVE, KVM_ARM_VCPU_PMU_V3.
+            Some(features) if features & 1 << 4 != 0 => "full",
+            Some(features) if features & 1 << 3 != 0 => "pmu",
+            Some(_) => "min",
+            None if self.calls.iter().any(|c| c.call == "KVM_CREATE_IRQCHIP") => "kernel",
+            None if self.calls.iter().any(|c| c.call == "KVM_ENABLE_CAP" && word(c, 0) == 121) => "split",
+            None => "none",
+        }
+    }
+}

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_state::{Cpu, Difference, Elapsed, Image, Manifest, Noting, Parts, Report, Saved, compare, x86};
-use evenkeel_sys::layout::word;
+use evenkeel_state::{Cpu, Difference, Elapsed, Image, Noting, Parts, Report, Saved, compare, x86};
 use evenkeel_sys::{Backend, Deadline, Ram, Runner, Slot, System, Vcpu};
 
 use evenkeel_surface::Arch;
@@ -157,7 +156,7 @@ pub fn keep(
 /// # Errors
 /// The machine cannot be made, or the guest is lost.
 pub fn take(backend: &dyn Backend, image: &Image, memory: &[(u64, Vec<u8>)]) -> Result<Taken, MoveError> {
-    let irqchip = irqchip(&image.manifest);
+    let irqchip = Irqchip::by_name(image.manifest.shape()).unwrap_or_default();
     let system = System::open(backend)?;
     let begin = Instant::now();
     let (made, report) = revive(&system, image, memory)?;
@@ -179,19 +178,6 @@ pub fn take(backend: &dyn Backend, image: &Image, memory: &[(u64, Vec<u8>)]) -> 
     let mut session = Session::new(&machine, &first[0], 0, &deadline)?;
     let seen = look(&mut session, irqchip.name())?;
     Ok(Taken { report, third, seen, image: again, took })
-}
-
-/// Which interrupt controllers a manifest makes.
-pub fn irqchip(manifest: &Manifest) -> Irqchip {
-    // KVM_CAP_SPLIT_IRQCHIP.
-    let split = |argument: &[u8]| word(argument, 0) == 121;
-    if manifest.calls.iter().any(|c| c.call == "KVM_CREATE_IRQCHIP") {
-        Irqchip::Kernel
-    } else if manifest.calls.iter().any(|c| c.call == "KVM_ENABLE_CAP" && split(&c.argument)) {
-        Irqchip::Split
-    } else {
-        Irqchip::None
-    }
 }
 
 fn revive<'b>(

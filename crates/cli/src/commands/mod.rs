@@ -24,6 +24,7 @@ pub mod seal;
 #[cfg(target_arch = "x86_64")]
 pub mod snapshot;
 pub mod survive;
+pub mod survive_state;
 
 use std::path::{Path, PathBuf};
 

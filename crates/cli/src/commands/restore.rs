@@ -149,7 +149,7 @@ impl Restore {
 
         let mut image = guest.image.clone();
         let views = here.map(|here| View::all(here, "here")).unwrap_or_default();
-        let shape = moved::irqchip(&image.manifest).name();
+        let shape = image.manifest.shape();
         let view = views.iter().find(|view| view.shape == shape);
         let to = here.zip(view).map(|(here, view)| Destination { view, offer: &here.offer });
         if let Some(to) = &to {

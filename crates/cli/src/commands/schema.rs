@@ -19,6 +19,8 @@ pub enum Document {
     WitnessScore,
     /// What `survive` prints.
     Survive,
+    /// What `survive --state` prints.
+    SurviveState,
     /// What `diff` prints.
     Diff,
     /// What `inspect` prints.
@@ -77,6 +79,7 @@ impl Document {
             Document::WitnessScore => schemars::schema_for!(super::observe_score::WitnessScore),
             Document::ObservationDiff => schemars::schema_for!(evenkeel_witness::compare::Comparison),
             Document::Survive => schemars::schema_for!(model::SurviveReport),
+            Document::SurviveState => schemars::schema_for!(super::survive_state::StateReport),
             Document::Diff => schemars::schema_for!(model::DiffReport),
             Document::Inspect => schemars::schema_for!(super::capsule::inspect::InspectReport),
             Document::CapsuleDiff => schemars::schema_for!(super::capsule::diff::CapsuleDiff),

@@ -21,6 +21,9 @@ pub struct Survive {
     /// Answer for guests under this contract, instead of for unpinned ones and for those under the common baseline.
     #[arg(long, value_name = "FILE")]
     contract: Option<PathBuf>,
+    /// Answer for the guest in this capsule: whether each host takes the very state that it is in.
+    #[arg(long, value_name = "FILE.capsule", conflicts_with_all = ["contract", "shape"])]
+    state: Option<PathBuf>,
     /// Look at this VM shape only; otherwise at all that both hosts were captured in.
     #[arg(long)]
     shape: Option<String>,
@@ -30,6 +33,9 @@ impl Survive {
     /// Gives the verdicts. Exits by the worst of them.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         let (mut o, mut n) = super::pair(&self.old, &self.new)?;
+        if let Some(path) = &self.state {
+            return super::survive_state::run(path, &[o, n], global);
+        }
         if let Some(shape) = &self.shape {
             super::in_shape(&o, shape)?;
             super::in_shape(&n, shape)?;
