@@ -134,6 +134,7 @@ fn lab_an_arm64_guest_under_the_contract_of_an_old_kernel() {
     let pair = |facet: &str, cause: &str| (facet.to_owned(), cause.to_owned());
     assert_eq!(leaks(&home), [pair("arm64.ctr-el0.idc", "ARM-033")]);
     let behaviours = [
+        ("arm64.guest.ccsidr-beyond", "ARM-032"),
         ("arm64.guest.ctr-el0-idc", "ARM-033"),
         ("arm64.guest.pmceid-chain", "ARM-022"),
         ("arm64.guest.pmcr-imp", "ARM-020"),

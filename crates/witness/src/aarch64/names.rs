@@ -198,6 +198,9 @@ pub const BEHIND: &[(&str, &str)] = &[
     ("arm64.ccsidr", "arm64.clidr-el1.ctype2"),
     ("arm64.csselr-el1", "arm64.clidr-el1.ctype1"),
     ("arm64.csselr-el1", "arm64.clidr-el1.ctype2"),
+    // Where a contract has the caches of CLIDR_EL1 alike, what is beyond them still tells who answers.
+    ("arm64.ccsidr-el1", "arm64.guest.ccsidr-beyond"),
+    ("arm64.csselr-el1", "arm64.guest.ccsidr-beyond"),
     ("arm64.ctr-el0", "arm64.guest.ctr-el0-idc"),
     // Without the host extensions the physical timer is emulated.
     ("arm64.cntp-ctl-el0", "arm64.id-aa64mmfr1-el1.vh"),

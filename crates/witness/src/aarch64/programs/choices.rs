@@ -29,6 +29,26 @@ fn bits(record: &Record, name: &str, low: u32, count: u32) -> Option<u64> {
     record.number(name).map(|value| value >> low & ((1 << count) - 1))
 }
 
+/// Whether KVM made up the sizes of the caches that CLIDR_EL1 does not name: all are one set and one way, with lines that
+/// are no shorter than CTR_EL0 allows. They may be longer, where a contract has a smaller number in CTR_EL0 than the host.
+/// None where one of them was not read, where CLIDR_EL1 names all, or where 0 could be either.
+fn made_up_caches(record: &Record) -> Option<bool> {
+    let (ctr, clidr) = (record.number("arm64.ctr-el0")?, record.number("arm64.clidr-el1")?);
+    let beyond = (0..14u32).filter(|selector| {
+        // Instruction caches have odd selectors; a level has them with type 1 or 3, and others with 2, 3 or 4.
+        let kinds: &[u64] = if selector & 1 == 1 { &[1, 3] } else { &[2, 3, 4] };
+        !kinds.contains(&(clidr >> (selector / 2 * 3) & 7))
+    });
+    let sizes = beyond.map(|selector| {
+        // IminLine and DminLine are log2 of words of four bytes; LineSize is log2 of bytes, less four.
+        let shortest = (ctr >> if selector & 1 == 1 { 0 } else { 16 }) & 0xf;
+        let line = shortest.checked_sub(2).filter(|line| *line != 0)?;
+        Some((line..8).contains(&record.number(&format!("arm64.ccsidr-el1.{selector}"))?))
+    });
+    let sizes: Vec<bool> = sizes.collect::<Option<_>>()?;
+    (!sizes.is_empty()).then(|| sizes.iter().all(|made_up| *made_up))
+}
+
 /// Records each of them that is about guests of this shape and that what was seen decides.
 pub(super) fn derive(record: &mut Record, shape: &str) {
     use Kind::{Some as Other, Trapped, Undefined, Zero};
@@ -80,6 +100,7 @@ pub(super) fn derive(record: &mut Record, shape: &str) {
             kind(record, "arm64.tpidr2-el0").map(|kind| u64::from(matches!(kind, Undefined | Trapped))),
         ),
         ("os-lock", bits(record, "arm64.oslsr-el1.locked", 1, 1)),
+        ("ccsidr-beyond", made_up_caches(record).map(u64::from)),
     ];
     for (facet, number) in facets {
         let mut name = format!("arm64.guest.{facet}");
@@ -158,6 +179,52 @@ mod tests {
         assert_eq!(is("pmu-less-registers@min"), Some(1));
         assert_eq!([is("gmid-el1"), is("pmceid-chain")], [None, None]);
         assert_eq!(record.number("arm64.vgic.iidr"), Some(0x4b00_343b));
+    }
+
+    #[test]
+    fn caches_that_are_not_there_are_the_cpus_or_made_up() {
+        // 6.1, and 7.3 under the contract of 6.1, which has all that CLIDR_EL1 names alike; and 7.3 as it is.
+        let seen = |clidr: u64, named: [u64; 3], beyond: u64| {
+            let mut record = Record::default();
+            record.value("arm64.ctr-el0", 0x9444_c004);
+            record.value("arm64.clidr-el1", clidr);
+            for selector in 0..14 {
+                let size = named.get(selector).copied().unwrap_or(beyond);
+                record.value(format!("arm64.ccsidr-el1.{selector}"), size);
+            }
+            record
+        };
+        let settled = |mut record: Record| {
+            derive(&mut record, "full");
+            record.number("arm64.guest.ccsidr-beyond")
+        };
+        let sizes = [0x701f_e01a, 0x201f_e01a, 0x70ff_e03a];
+        assert_eq!(settled(seen(0x8200_0023, sizes, 0)), Some(0));
+        assert_eq!(settled(seen(0x8200_0023, sizes, 2)), Some(1));
+        assert_eq!(settled(seen(0x200_0021, [2; 3], 2)), Some(1));
+        // One of them otherwise: somebody else than KVM made it.
+        let mut one = seen(0x8200_0023, sizes, 2);
+        one.value("arm64.ccsidr-el1.9", 0);
+        assert_eq!(settled(one), Some(0));
+        // The unified second level is named, so that its size decides nothing; its instruction cache is not.
+        let mut third = seen(0x8200_0023, [0; 3], 2);
+        third.value("arm64.ccsidr-el1.3", 0);
+        assert_eq!(settled(third), Some(0));
+        // Lines of 128 bytes of data and of 64 bytes of instructions.
+        let mut lines = seen(0x8200_0023, sizes, 2);
+        lines.value("arm64.ctr-el0", 0x9445_c004);
+        assert_eq!(settled(lines), Some(0));
+        let mut lines = seen(0x8200_0023, sizes, 2);
+        // A contract may have shorter lines in CTR_EL0 than the host that makes sizes up; lines of 16 bytes read 0.
+        lines.value("arm64.ctr-el0", 0x9443_c003);
+        assert_eq!(settled(lines), Some(1));
+        let mut short = seen(0x8200_0023, sizes, 0);
+        short.value("arm64.ctr-el0", 0x9442_c002);
+        assert_eq!(settled(short), None);
+        let mut lost = seen(0x8200_0023, sizes, 2);
+        lost.saw("arm64.ccsidr-el1.13", Saw::Exception { class: 0, iss: Hex32(0) });
+        assert_eq!(settled(lost), None);
+        assert_eq!(settled(Record::default()), None);
     }
 
     #[test]
