@@ -62,6 +62,7 @@ macro_rules! names {
 mod model {
     use super::*;
     include!("../src/model.rs");
+    include!("../src/items.rs");
     include!("../src/interface.rs");
     include!("../src/knobs.rs");
 }
@@ -113,6 +114,7 @@ fn main() {
     println!("cargo::rerun-if-changed=data");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/model.rs");
+    println!("cargo::rerun-if-changed=src/items.rs");
     println!("cargo::rerun-if-changed=src/interface.rs");
     println!("cargo::rerun-if-changed=src/knobs.rs");
     headers::tell();

@@ -26,6 +26,7 @@ macro_rules! names {
 }
 
 include!("model.rs");
+include!("items.rs");
 include!("interface.rs");
 include!("knobs.rs");
 
