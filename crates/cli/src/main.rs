@@ -70,6 +70,9 @@ enum Command {
     Hosts(commands::hosts::Hosts),
     /// Registers of an arm64 vCPU: save them here, set them there, and see which were kept.
     Registers(commands::registers::Registers),
+    /// Runs a Linux guest.
+    #[cfg(target_arch = "x86_64")]
+    Run(commands::run::Run),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -114,6 +117,8 @@ fn main() -> ExitCode {
         Command::Predict(c) => c.run(global),
         Command::Hosts(c) => c.run(global),
         Command::Registers(c) => c.run(global),
+        #[cfg(target_arch = "x86_64")]
+        Command::Run(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

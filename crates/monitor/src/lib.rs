@@ -9,11 +9,15 @@
 #![forbid(unsafe_code)]
 
 pub mod aarch64;
+pub mod devices;
 mod error;
+pub mod linux;
 mod machine;
+mod memory;
 mod run;
 pub mod x86_64;
 
 pub use error::Error;
 pub use machine::{Irqchip, Machine, Shape};
+pub use memory::view;
 pub use run::{Handler, Next, run};

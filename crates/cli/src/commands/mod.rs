@@ -14,6 +14,8 @@ pub mod observe;
 pub mod observe_contract;
 pub mod predict;
 pub mod registers;
+#[cfg(target_arch = "x86_64")]
+pub mod run;
 pub mod schema;
 pub mod seal;
 pub mod survive;

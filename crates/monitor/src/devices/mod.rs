@@ -1,0 +1,3 @@
+//! The devices of a machine that Linux runs on.
+
+pub mod serial;
