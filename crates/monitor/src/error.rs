@@ -22,6 +22,9 @@ pub enum Error {
     /// What was to be booted cannot be.
     #[error("{0}")]
     Image(String),
+    /// A device.
+    #[error("device: {0}")]
+    Device(String),
     /// The guest was stopped because its time was over.
     #[error("the guest did not come to an end within {0:?}")]
     Hung(Duration),

@@ -27,11 +27,11 @@ const HIGH: u64 = 0x10_0000;
 const ENTRY_64: u64 = 0x200;
 const E820_RAM: u32 = 1;
 
-/// Puts the kernel and what it is told into memory; returns its entry.
+/// Puts the kernel and what it is told into memory; returns its entry. `acpi` is where the root pointer of ACPI is.
 ///
 /// # Errors
 /// The image is none, or something does not fit.
-pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot) -> Result<u64, Error> {
+pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot, acpi: u64) -> Result<u64, Error> {
     let wrong = |what: &str, e: &dyn std::fmt::Display| Error::Image(format!("{what}: {e}"));
     let start = Some(GuestAddress(HIGH));
     let bz = BzImage::load(memory, None, &mut boot.kernel, start);
@@ -49,6 +49,7 @@ pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot) -> Result<u64,
     params.hdr.type_of_loader = 0xff;
     params.hdr.boot_flag = 0xaa55;
     params.hdr.header = 0x5372_6448;
+    params.acpi_rsdp_addr = acpi;
     params.hdr.kernel_alignment = 0x0100_0000;
 
     let mut line = Cmdline::new(COMMAND_LINE_MOST).map_err(|e| wrong("command line", &e))?;
