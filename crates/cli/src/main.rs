@@ -80,6 +80,9 @@ enum Command {
     /// Restores the guest in a capsule here, and asks it what it sees.
     #[cfg(target_arch = "x86_64")]
     Restore(commands::restore::Restore),
+    /// Runs a Linux guest.
+    #[cfg(target_arch = "x86_64")]
+    Run(commands::run::Run),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -130,6 +133,8 @@ fn main() -> ExitCode {
         Command::Snapshot(c) => c.run(global),
         #[cfg(target_arch = "x86_64")]
         Command::Restore(c) => c.run(global),
+        #[cfg(target_arch = "x86_64")]
+        Command::Run(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

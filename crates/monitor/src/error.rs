@@ -16,6 +16,15 @@ pub enum Error {
     /// A place in the guest's memory that is not there.
     #[error("guest memory: {0}")]
     Outside(#[from] Outside),
+    /// The memory cannot be looked at in another way.
+    #[error("guest memory: {0}")]
+    View(String),
+    /// What was to be booted cannot be.
+    #[error("{0}")]
+    Image(String),
+    /// A device.
+    #[error("device: {0}")]
+    Device(String),
     /// The guest was stopped because its time was over.
     #[error("the guest did not come to an end within {0:?}")]
     Hung(Duration),

@@ -9,11 +9,19 @@
 #![forbid(unsafe_code)]
 
 pub mod aarch64;
+#[cfg(target_arch = "x86_64")]
+pub mod acpi;
+pub mod devices;
 mod error;
+pub mod linux;
 mod machine;
+mod memory;
+#[cfg(target_arch = "x86_64")]
+pub mod pc;
 mod run;
 pub mod x86_64;
 
 pub use error::Error;
 pub use machine::{Irqchip, Machine, Shape};
+pub use memory::view;
 pub use run::{Handler, Next, run};

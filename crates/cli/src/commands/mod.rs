@@ -19,6 +19,8 @@ pub mod registers;
 #[cfg(target_arch = "x86_64")]
 pub mod restore;
 pub mod rounds;
+#[cfg(target_arch = "x86_64")]
+pub mod run;
 pub mod schema;
 pub mod seal;
 #[cfg(target_arch = "x86_64")]

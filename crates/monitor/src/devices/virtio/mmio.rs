@@ -1,0 +1,212 @@
+//! Virtio over MMIO (virtio 1.2, section 4.2).
+
+use virtio_queue::{Queue, QueueState, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use super::{Device, VERSION_1};
+use crate::Error;
+
+/// The length of a device's registers.
+pub const LENGTH: u64 = 0x1000;
+
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "evkl".
+const VENDOR: u32 = 0x6c6b_7665;
+const CONFIG: u64 = 0x100;
+
+const DRIVER_OK: u32 = 4;
+const FEATURES_OK: u32 = 8;
+const NEEDS_RESET: u32 = 0x40;
+const USED_RING: u32 = 1;
+
+/// What a transport and its queues are at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The status register.
+    pub status: u32,
+    /// Features that the driver took.
+    pub features: u64,
+    /// Selectors of device features, driver features and the queue.
+    pub selectors: [u32; 3],
+    /// The interrupt status register.
+    pub interrupts: u32,
+    /// The queues.
+    pub queues: Vec<QueueState>,
+}
+
+/// A device's registers.
+pub struct Transport {
+    device: Box<dyn Device>,
+    status: u32,
+    features: u64,
+    selectors: [u32; 3],
+    interrupts: u32,
+    queues: Vec<Queue>,
+}
+
+impl Transport {
+    /// Of a device that nobody has touched.
+    ///
+    /// # Errors
+    /// A queue's size is no power of two.
+    pub fn new(device: Box<dyn Device>) -> Result<Transport, Error> {
+        let made: Result<Vec<Queue>, _> = device.queues().iter().map(|size| Queue::new(*size)).collect();
+        let queues = made.map_err(|e| Error::Device(e.to_string()))?;
+        Ok(Transport { device, status: 0, features: 0, selectors: [0; 3], interrupts: 0, queues })
+    }
+
+    /// What it is at.
+    pub fn state(&self) -> State {
+        State {
+            status: self.status,
+            features: self.features,
+            selectors: self.selectors,
+            interrupts: self.interrupts,
+            queues: self.queues.iter().map(Queue::state).collect(),
+        }
+    }
+
+    /// Puts it there.
+    ///
+    /// # Errors
+    /// It is the state of another device, or none that a device can be at.
+    pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
+        let wrong = |what: &str| Error::Device(format!("saved state: {what}"));
+        if state.queues.len() != self.queues.len() || state.features & !self.offered() != 0 {
+            return Err(wrong("another number of queues, or features that are not offered"));
+        }
+        let mut queues = Vec::with_capacity(state.queues.len());
+        for (saved, own) in state.queues.iter().zip(self.device.queues()) {
+            if saved.max_size != *own {
+                return Err(wrong("a queue of another size"));
+            }
+            queues.push(Queue::try_from(*saved).map_err(|e| Error::Device(e.to_string()))?);
+        }
+        self.queues = queues;
+        self.status = state.status;
+        self.features = state.features;
+        self.selectors = state.selectors;
+        self.interrupts = state.interrupts;
+        Ok(())
+    }
+
+    /// The interrupt line's level.
+    pub fn raised(&self) -> bool {
+        self.interrupts != 0
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | VERSION_1
+    }
+
+    /// A read of the guest at this offset.
+    pub fn read(&self, at: u64, data: &mut [u8]) {
+        data.fill(0);
+        if at >= CONFIG {
+            let config = self.device.config();
+            let from = (at - CONFIG).min(config.len() as u64) as usize;
+            let length = data.len().min(config.len() - from);
+            data[..length].copy_from_slice(&config[from..from + length]);
+            return;
+        }
+        let half = |word: u64, select: u32| match select {
+            0 => word as u32,
+            1 => (word >> 32) as u32,
+            _ => 0,
+        };
+        let queue = self.queues.get(self.selectors[2] as usize);
+        let value = match at {
+            0x00 => MAGIC,
+            0x04 => VERSION,
+            0x08 => self.device.kind(),
+            0x0c => VENDOR,
+            0x10 => half(self.offered(), self.selectors[0]),
+            0x34 => queue.map_or(0, |q| u32::from(q.max_size())),
+            0x44 => queue.map_or(0, |q| u32::from(q.ready())),
+            0x60 => self.interrupts,
+            0x70 => self.status,
+            // Shared memory regions: there are none.
+            0xb0 | 0xb4 => u32::MAX,
+            _ => 0,
+        };
+        let length = data.len().min(4);
+        data[..length].copy_from_slice(&value.to_le_bytes()[..length]);
+    }
+
+    /// A write of the guest at this offset.
+    pub fn write(&mut self, at: u64, data: &[u8], memory: &GuestMemoryMmap) {
+        // Configuration spaces here have nothing to write.
+        let Ok(word) = <[u8; 4]>::try_from(data) else { return };
+        let value = u32::from_le_bytes(word);
+        let selected = self.selectors[2] as usize;
+        match at {
+            0x14 => self.selectors[0] = value,
+            0x24 => self.selectors[1] = value,
+            0x30 => self.selectors[2] = value,
+            0x20 if self.status & FEATURES_OK == 0 => self.accept(value),
+            0x50 => self.notified(value as usize, memory),
+            0x64 => self.interrupts &= !value,
+            0x70 => self.set_status(value),
+            0x38..=0xa4 if self.status & DRIVER_OK == 0 => {
+                if let Some(queue) = self.queues.get_mut(selected) {
+                    set_queue(queue, at, value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn accept(&mut self, value: u32) {
+        let word = match self.selectors[1] {
+            0 => u64::from(value),
+            1 => u64::from(value) << 32,
+            _ => return,
+        };
+        let mask = if self.selectors[1] == 0 { 0xffff_ffff } else { 0xffff_ffff << 32 };
+        self.features = self.features & !mask | word & self.offered();
+    }
+
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.queues.iter_mut().for_each(Queue::reset);
+            (self.status, self.features, self.selectors, self.interrupts) = (0, 0, [0; 3], 0);
+            return;
+        }
+        // A driver that wants less than version 1 is told by the bit that does not stay set.
+        let refused = value & FEATURES_OK != 0 && self.features & VERSION_1 == 0;
+        self.status = if refused { value & !FEATURES_OK } else { value };
+    }
+
+    fn notified(&mut self, index: usize, memory: &GuestMemoryMmap) {
+        if self.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        if !queue.ready() {
+            return;
+        }
+        if !queue.is_valid(memory) {
+            // The driver gave a ring that is not in memory: nothing but a reset helps.
+            self.status |= NEEDS_RESET;
+            return;
+        }
+        if self.device.notify(index, queue, memory, self.features) {
+            self.interrupts |= USED_RING;
+        }
+    }
+}
+
+fn set_queue(queue: &mut Queue, at: u64, value: u32) {
+    match at {
+        0x38 => queue.set_size(u16::try_from(value).unwrap_or(0)),
+        0x44 => queue.set_ready(value == 1),
+        0x80 => queue.set_desc_table_address(Some(value), None),
+        0x84 => queue.set_desc_table_address(None, Some(value)),
+        0x90 => queue.set_avail_ring_address(Some(value), None),
+        0x94 => queue.set_avail_ring_address(None, Some(value)),
+        0xa0 => queue.set_used_ring_address(Some(value), None),
+        0xa4 => queue.set_used_ring_address(None, Some(value)),
+        _ => {}
+    }
+}
