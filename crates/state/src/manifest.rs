@@ -2,6 +2,9 @@
 //! mode. The VMM has to remember it; here it is an ordered list of the calls themselves, which are made again where the VM
 //! is made anew.
 
+use evenkeel_sys::Request;
+use evenkeel_sys::requests::KVM_CREATE_VM;
+
 /// What a call was made on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
@@ -36,6 +39,21 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Of a VM that another VMM made by itself: it tells what it selected, in the order in which it did.
+    /// `kind` is the argument of KVM_CREATE_VM.
+    pub fn of(kind: u64) -> Manifest {
+        let mut manifest = Manifest::default();
+        manifest.note(Role::System, &KVM_CREATE_VM, &kind.to_le_bytes());
+        manifest
+    }
+
+    /// A call that selected something: KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP, KVM_ENABLE_CAP, …; `argument` is an integer's 8 bytes
+    /// or the structure, in the kernel's layout.
+    pub fn note(&mut self, on: Role, request: &Request, argument: &[u8]) {
+        let (call, argument) = (request.name.to_owned(), argument.to_vec());
+        self.calls.push(Noted { on, call, argument, payload: Vec::new() });
+    }
+
     /// The shape of the VM that it makes, by its name in captures: by the interrupt controllers in the kernel on x86, by the
     /// features of the first vCPU on arm64.
     pub fn shape(&self) -> &'static str {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evenkeel_sys::layout::{long, word};
-use evenkeel_sys::{Arg, Backend, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source};
+use evenkeel_sys::{Arg, Backend, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source, Vcpu, Vm};
 
 use crate::manifest::{Manifest, Noted, Role};
 use crate::registers::SVE_VECTOR_LENGTHS;
@@ -72,6 +72,19 @@ impl<'i> Noting<'i> {
 
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a VM up that another VMM made by itself and lent: what it selected so far is in `manifest`, its vCPUs are these.
+    /// What is selected from now on through this backend is noted as well. Returns the VM's number.
+    pub fn take_up(&self, manifest: Manifest, vm: &Vm<'_>, vcpus: &[&Vcpu<'_>]) -> usize {
+        let mut books = self.books();
+        let number = books.vms.len();
+        books.roles.insert(vm.handle().0, (number, Role::Vm));
+        for (index, vcpu) in (0..).zip(vcpus) {
+            books.roles.insert(vcpu.handle().0, (number, Role::Vcpu(index)));
+        }
+        books.vms.push(Book { manifest, vcpus: vcpus.len() as u32, ..Book::default() });
+        number
     }
 
     /// What was selected for the VM with this number, counted from 0 in the order in which VMs were made.

@@ -22,6 +22,11 @@ impl<'b> Fd<'b> {
         Ok(Fd { backend, handle, kind })
     }
 
+    /// One that the backend has already, such as what [`crate::Live::lend`] returned.
+    pub fn of(backend: &'b dyn Backend, handle: Handle, kind: FdKind) -> Fd<'b> {
+        Fd { backend, handle, kind }
+    }
+
     /// Takes over a handle that an ioctl created.
     pub(crate) fn adopt(&self, number: i32, kind: FdKind) -> Fd<'b> {
         Fd { backend: self.backend, handle: Handle(number as u32), kind }
@@ -32,7 +37,8 @@ impl<'b> Fd<'b> {
         self.kind
     }
 
-    pub(crate) fn handle(&self) -> Handle {
+    /// Its number with its backend.
+    pub fn handle(&self) -> Handle {
         self.handle
     }
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::c_void;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::fs::{Mode, OFlags};
@@ -11,7 +11,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use crate::ram::Mapping;
 use crate::requests::{KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
 use crate::{
-    Arg, Backend, Creates, Errno, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source, environment,
+    Arg, Backend, Creates, Errno, Error, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source,
+    environment,
 };
 
 /// Memory that a VM was given, by VM and slot.
@@ -31,6 +32,19 @@ impl Live {
     /// Nothing open yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Lends it a file descriptor of another VMM: a VM, a vCPU, a device. The descriptor is duplicated and the VMM's own stays
+    /// open whatever happens here; [`crate::Vm::of`] and its like make the typed values. The other VMM keeps its memory.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn lend(&self, fd: impl AsFd) -> Result<Handle, Error> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|e| {
+            let why = Refusal::Errno(Errno(e.raw_os_error()));
+            Error { ioctl: "fcntl", argument: "F_DUPFD_CLOEXEC".to_owned(), why }
+        })?;
+        Ok(self.keep(fd))
     }
 
     fn keep(&self, fd: OwnedFd) -> Handle {

@@ -4,13 +4,18 @@ use std::ops::Deref;
 
 use crate::layout::{CpuidEntry, X86_CPUID_ENTRY, word};
 use crate::requests::*;
-use crate::{Backend, Error, Fd, FdKind, Msrs, Request, Vm};
+use crate::{Backend, Error, Fd, FdKind, Handle, Msrs, Request, Vm};
 
 /// `/dev/kvm`, opened.
 #[derive(Debug)]
 pub struct System<'b>(Fd<'b>);
 
 impl<'b> System<'b> {
+    /// `/dev/kvm` that the backend has already: one that another VMM lent with [`crate::Live::lend`].
+    pub fn of(backend: &'b dyn Backend, handle: Handle) -> Self {
+        System(Fd::of(backend, handle, FdKind::System))
+    }
+
     /// Opens `/dev/kvm`.
     pub fn open(backend: &'b dyn Backend) -> Result<Self, Error> {
         Fd::open(backend, "/dev/kvm", FdKind::System).map(System)

@@ -4,13 +4,18 @@ use std::ops::Deref;
 
 use crate::layout::{ARM_VCPU_INIT, CpuidEntry, ONE_REG, X86_CPUID_ENTRY, X86_MSR_ENTRY, long};
 use crate::requests::*;
-use crate::{Arg, Error, Fd, Refusal, Request};
+use crate::{Arg, Backend, Error, Fd, FdKind, Handle, Refusal, Request};
 
 /// A vCPU.
 #[derive(Debug)]
 pub struct Vcpu<'b>(Fd<'b>);
 
 impl<'b> Vcpu<'b> {
+    /// A vCPU that the backend has already: one that another VMM lent with [`crate::Live::lend`].
+    pub fn of(backend: &'b dyn Backend, handle: Handle) -> Self {
+        Vcpu(Fd::of(backend, handle, FdKind::Vcpu))
+    }
+
     pub(crate) fn new(fd: Fd<'b>) -> Self {
         Vcpu(fd)
     }

@@ -8,13 +8,18 @@ use crate::layout::{
     long, word,
 };
 use crate::requests::*;
-use crate::{Arg, Device, Error, Fd, FdKind, Ram, Slot, Vcpu};
+use crate::{Arg, Backend, Device, Error, Fd, FdKind, Handle, Ram, Slot, Vcpu};
 
 /// A VM. It lives as long as this or one of its vCPUs and devices does.
 #[derive(Debug)]
 pub struct Vm<'b>(Fd<'b>);
 
 impl<'b> Vm<'b> {
+    /// A VM that the backend has already: one that another VMM lent with [`crate::Live::lend`].
+    pub fn of(backend: &'b dyn Backend, handle: Handle) -> Self {
+        Vm(Fd::of(backend, handle, FdKind::Vm))
+    }
+
     pub(crate) fn new(fd: Fd<'b>) -> Self {
         Vm(fd)
     }

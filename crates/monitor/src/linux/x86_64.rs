@@ -44,8 +44,7 @@ pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot, acpi: u64) -> 
             (elf, elf.kernel_load.0)
         }
     };
-    let mut params = boot_params::default();
-    params.hdr = loaded.setup_header.unwrap_or_default();
+    let mut params = boot_params { hdr: loaded.setup_header.unwrap_or_default(), ..boot_params::default() };
     params.hdr.type_of_loader = 0xff;
     params.hdr.boot_flag = 0xaa55;
     params.hdr.header = 0x5372_6448;
