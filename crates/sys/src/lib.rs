@@ -45,7 +45,7 @@ pub use device::Device;
 pub use error::{Errno, Error, Refusal};
 pub use faulty::{Fault, Faulty, Rule, When};
 pub use fd::Fd;
-pub use kick::Deadline;
+pub use kick::{Deadline, Kicker};
 pub use live::Live;
 pub use log::{Entry, Log, LogError};
 pub use lying::{Alteration, Lying, Made};
