@@ -83,6 +83,9 @@ enum Command {
     /// Runs a Linux guest.
     #[cfg(target_arch = "x86_64")]
     Run(commands::run::Run),
+    /// Runs a Linux guest.
+    #[cfg(target_arch = "aarch64")]
+    Run(commands::run_arm64::Run),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -133,7 +136,7 @@ fn main() -> ExitCode {
         Command::Snapshot(c) => c.run(global),
         #[cfg(target_arch = "x86_64")]
         Command::Restore(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Command::Run(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {

@@ -13,6 +13,7 @@ pub mod aarch64;
 pub mod acpi;
 pub mod devices;
 mod error;
+pub mod fdt;
 pub mod life;
 pub mod linux;
 mod machine;
@@ -20,6 +21,8 @@ mod memory;
 #[cfg(target_arch = "x86_64")]
 pub mod pc;
 mod run;
+mod threads;
+pub mod virt;
 pub mod x86_64;
 
 pub use error::Error;

@@ -21,6 +21,8 @@ pub mod restore;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod run;
+#[cfg(target_arch = "aarch64")]
+pub mod run_arm64;
 pub mod schema;
 pub mod seal;
 #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,134 @@
+//! The threads of a machine, whatever board it is on: one a vCPU, and one for what comes from outside to its devices.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use evenkeel_sys::{Errno, Exit, Runner, System, Vcpu};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::Error;
+use crate::life::{End, Life};
+
+/// What a board does for its threads.
+pub(crate) trait Board<'b>: Sync {
+    /// What pauses and ends it.
+    fn life(&self) -> &Life;
+
+    /// `/dev/kvm`.
+    fn system(&self) -> &System<'b>;
+
+    /// Its vCPUs.
+    fn vcpus(&self) -> &[Vcpu<'b>];
+
+    /// Does what the guest stopped for. Returns why it is over, if it is.
+    ///
+    /// # Errors
+    /// No guest can go on from there.
+    fn exit(&self, runner: &mut Runner<'_, 'b>, exit: Exit) -> Result<Option<End>, Error>;
+
+    /// Files that become readable when there is something for a device, each with the device's number.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    fn sources(&self) -> Result<Vec<(usize, OwnedFd)>, Error>;
+
+    /// A device's file became readable.
+    fn incoming(&self, device: usize);
+
+    /// After this nothing is in flight in any device.
+    ///
+    /// # Errors
+    /// What was in flight cannot be brought to an end.
+    fn quiesce(&self) -> Result<(), Error>;
+}
+
+/// A thread that goes down takes the machine with it.
+struct Watch<'l>(&'l Life);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        // Where it came to its end, that was said before, and the first word counts.
+        self.0.end(End::Failed("a thread of the machine ended by itself".to_owned()));
+    }
+}
+
+/// Runs all vCPUs, a thread each, until the guest asks for an end, somebody stops it, or the time is over.
+pub(crate) fn run<'b>(board: &impl Board<'b>, limit: Option<Duration>) -> End {
+    let life = board.life();
+    life.begin(board.vcpus().len());
+    std::thread::scope(|scope| {
+        for (index, vcpu) in board.vcpus().iter().enumerate() {
+            scope.spawn(move || {
+                let _watch = Watch(life);
+                match run_one(board, index, vcpu) {
+                    Ok(Some(end)) => life.end(end),
+                    Ok(None) => {}
+                    Err(error) => life.end(End::Failed(format!("vCPU {index}: {error}"))),
+                }
+            });
+        }
+        scope.spawn(|| {
+            let _watch = Watch(life);
+            if let Err(error) = attend(board) {
+                life.end(End::Failed(format!("devices: {error}")));
+            }
+        });
+        if life.ended_within(limit).is_none() {
+            life.end(End::TimeOver);
+        }
+    });
+    life.over()
+}
+
+/// Runs a vCPU until its machine is over. Returns why, if it is the one that ends it.
+fn run_one<'b>(board: &impl Board<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<Option<End>, Error> {
+    let mut runner = vcpu.runner(board.system())?;
+    let mut rest = true;
+    loop {
+        if rest && !board.life().rest(index, &mut runner) {
+            return Ok(None);
+        }
+        rest = false;
+        match runner.run() {
+            // Whatever was pending is done: this is where it can stand.
+            Ok(Exit::Interrupted) => rest = true,
+            Ok(exit) => {
+                if let Some(end) = board.exit(&mut runner, exit)? {
+                    return Ok(Some(end));
+                }
+            }
+            // A vCPU that waits for INIT or SIPI got it.
+            Err(error) if error.errno() == Some(Errno::EAGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sees to the devices' sources, and to their rest when the machine is paused.
+fn attend<'b>(board: &impl Board<'b>) -> Result<(), Error> {
+    let mut sources = board.sources()?;
+    loop {
+        let mut polled = vec![PollFd::from_borrowed_fd(board.life().bell(), PollFlags::IN)];
+        polled.extend(sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut polled, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(Error::Device(format!("poll: {error}"))),
+        }
+        let ready: Vec<PollFlags> = polled.iter().map(PollFd::revents).collect();
+        if !ready[0].is_empty() {
+            if !board.life().attend(|| board.quiesce()) {
+                return Ok(());
+            }
+            continue;
+        }
+        for ((device, _), ready) in sources.iter().zip(&ready[1..]) {
+            if ready.contains(PollFlags::IN) {
+                board.incoming(*device);
+            }
+        }
+        // The other end is gone, and all that it said was heard: there is nothing to wait for any more.
+        let mut ready = ready[1..].iter();
+        sources.retain(|_| ready.next().is_some_and(|r| r.is_empty() || r.contains(PollFlags::IN)));
+    }
+}
