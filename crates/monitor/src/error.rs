@@ -12,6 +12,9 @@ pub enum Error {
     /// The kernel refused something.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// State could not be saved or set.
+    #[error(transparent)]
+    State(#[from] evenkeel_state::Refused),
     /// There is no memory for the guest.
     #[error("memory for a guest: {0:?}")]
     Memory(Refusal),
