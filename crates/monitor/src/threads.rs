@@ -3,14 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use evenkeel_sys::{Errno, Exit, Runner, System, Vcpu};
+use evenkeel_state::{Cpu, Retire};
+use evenkeel_sys::{Errno, Error as CallError, Exit, Runner, System, Vcpu};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Error;
 use crate::life::{End, Life};
 
 /// What a board does for its threads.
-pub(crate) trait Board<'b>: Sync {
+pub(crate) trait Rig<'b>: Sync {
     /// What pauses and ends it.
     fn life(&self) -> &Life;
 
@@ -42,6 +43,31 @@ pub(crate) trait Board<'b>: Sync {
     fn quiesce(&self) -> Result<(), Error>;
 }
 
+/// A vCPU that stands in its own thread.
+pub(crate) struct Standing<'l>(&'l Life, usize);
+
+impl Retire for Standing<'_> {
+    fn retire(&mut self) -> Result<Exit, CallError> {
+        // It came to stand with nothing pending.
+        Ok(Exit::Interrupted)
+    }
+
+    fn settle(&mut self) -> Result<Exit, CallError> {
+        self.0.settle(self.1)
+    }
+}
+
+/// All of a machine's vCPUs, which stand.
+pub(crate) fn standing(life: &Life, vcpus: usize) -> Vec<Standing<'_>> {
+    (0..vcpus).map(|index| Standing(life, index)).collect()
+}
+
+/// The same, to be lent to whoever saves state.
+pub(crate) fn cpus<'g, 'b>(vcpus: &'g [Vcpu<'b>], standing: &'g mut [Standing<'_>]) -> Vec<Cpu<'g, 'b>> {
+    let each = vcpus.iter().zip(standing);
+    each.map(|(vcpu, standing)| Cpu { vcpu, retire: Some(standing) }).collect()
+}
+
 /// A thread that goes down takes the machine with it.
 struct Watch<'l>(&'l Life);
 
@@ -53,14 +79,14 @@ impl Drop for Watch<'_> {
 }
 
 /// Runs all vCPUs, a thread each, until the guest asks for an end, somebody stops it, or the time is over.
-pub(crate) fn run<'b>(board: &impl Board<'b>, limit: Option<Duration>) -> End {
-    let life = board.life();
-    life.begin(board.vcpus().len());
+pub(crate) fn run<'b>(rig: &impl Rig<'b>, limit: Option<Duration>) -> End {
+    let life = rig.life();
+    life.begin(rig.vcpus().len());
     std::thread::scope(|scope| {
-        for (index, vcpu) in board.vcpus().iter().enumerate() {
+        for (index, vcpu) in rig.vcpus().iter().enumerate() {
             scope.spawn(move || {
                 let _watch = Watch(life);
-                match run_one(board, index, vcpu) {
+                match run_one(rig, index, vcpu) {
                     Ok(Some(end)) => life.end(end),
                     Ok(None) => {}
                     Err(error) => life.end(End::Failed(format!("vCPU {index}: {error}"))),
@@ -69,7 +95,7 @@ pub(crate) fn run<'b>(board: &impl Board<'b>, limit: Option<Duration>) -> End {
         }
         scope.spawn(|| {
             let _watch = Watch(life);
-            if let Err(error) = attend(board) {
+            if let Err(error) = attend(rig) {
                 life.end(End::Failed(format!("devices: {error}")));
             }
         });
@@ -81,11 +107,11 @@ pub(crate) fn run<'b>(board: &impl Board<'b>, limit: Option<Duration>) -> End {
 }
 
 /// Runs a vCPU until its machine is over. Returns why, if it is the one that ends it.
-fn run_one<'b>(board: &impl Board<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<Option<End>, Error> {
-    let mut runner = vcpu.runner(board.system())?;
+fn run_one<'b>(rig: &impl Rig<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<Option<End>, Error> {
+    let mut runner = vcpu.runner(rig.system())?;
     let mut rest = true;
     loop {
-        if rest && !board.life().rest(index, &mut runner) {
+        if rest && !rig.life().rest(index, &mut runner) {
             return Ok(None);
         }
         rest = false;
@@ -93,7 +119,7 @@ fn run_one<'b>(board: &impl Board<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<
             // Whatever was pending is done: this is where it can stand.
             Ok(Exit::Interrupted) => rest = true,
             Ok(exit) => {
-                if let Some(end) = board.exit(&mut runner, exit)? {
+                if let Some(end) = rig.exit(&mut runner, exit)? {
                     return Ok(Some(end));
                 }
             }
@@ -105,10 +131,10 @@ fn run_one<'b>(board: &impl Board<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<
 }
 
 /// Sees to the devices' sources, and to their rest when the machine is paused.
-fn attend<'b>(board: &impl Board<'b>) -> Result<(), Error> {
-    let mut sources = board.sources()?;
+fn attend<'b>(rig: &impl Rig<'b>) -> Result<(), Error> {
+    let mut sources = rig.sources()?;
     loop {
-        let mut polled = vec![PollFd::from_borrowed_fd(board.life().bell(), PollFlags::IN)];
+        let mut polled = vec![PollFd::from_borrowed_fd(rig.life().bell(), PollFlags::IN)];
         polled.extend(sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut polled, None) {
             Ok(_) => {}
@@ -117,14 +143,14 @@ fn attend<'b>(board: &impl Board<'b>) -> Result<(), Error> {
         }
         let ready: Vec<PollFlags> = polled.iter().map(PollFd::revents).collect();
         if !ready[0].is_empty() {
-            if !board.life().attend(|| board.quiesce()) {
+            if !rig.life().attend(|| rig.quiesce()) {
                 return Ok(());
             }
             continue;
         }
         for ((device, _), ready) in sources.iter().zip(&ready[1..]) {
             if ready.contains(PollFlags::IN) {
-                board.incoming(*device);
+                rig.incoming(*device);
             }
         }
         // The other end is gone, and all that it said was heard: there is nothing to wait for any more.

@@ -4,7 +4,6 @@
 //! * [`Pc::run`] runs it to its end; its [`Life`] pauses and resumes it meanwhile.
 //! * [`Pc::save`], while it is paused, gives its state and its sections for a capsule.
 
-mod board;
 mod exits;
 mod run;
 mod save;
@@ -24,8 +23,7 @@ use crate::life::Life;
 use crate::linux::{Boot, x86_64 as linux};
 use crate::{Error, Machine};
 
-pub use board::{Board, Placed, Record, Records};
-pub use save::SavedPc;
+pub use crate::board::{Board, Placed, Record, Records, SavedMachine as SavedPc};
 
 /// Where the registers of virtio devices are: in the hole below 4 GiB, away from APICs and firmware.
 const MMIO: u32 = 0xd000_0000;

@@ -2,17 +2,16 @@
 
 use std::io::Write;
 
-use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
-use evenkeel_state::{Cpu, Manifest, Parts, Retire, Saved, x86};
-use evenkeel_sys::{Error as CallError, Exit};
+use evenkeel_state::{Manifest, Parts, x86};
 
-use super::board::{Board, Placed, Record, Records, virtio_kind};
-use super::{Pc, Slot, lock};
+use super::{Pc, SavedPc, Slot, lock};
 use crate::Error;
+use crate::board::{Board, Placed, Record, Records, virtio_kind};
 use crate::devices::serial::PORTS;
 use crate::devices::{ioapic, keyboard};
-use crate::life::{Life, Phase};
+use crate::life::Phase;
+use crate::threads::{cpus, standing};
 
 /// The names of devices that every machine has, or one with a split irqchip.
 const SERIAL: &str = "serial";
@@ -21,29 +20,6 @@ const IOAPIC: &str = "ioapic";
 /// How the names of virtio devices begin.
 const VIRTIO: &str = "virtio";
 const SERIAL_IRQ: u32 = 4;
-
-/// What is saved of a machine beside its memory.
-#[derive(Debug)]
-pub struct SavedPc {
-    /// The state that KVM keeps.
-    pub saved: Saved,
-    /// The board and its devices: critical sections.
-    pub sections: Vec<Section>,
-}
-
-/// A vCPU that stands in its own thread.
-struct Standing<'l>(&'l Life, usize);
-
-impl Retire for Standing<'_> {
-    fn retire(&mut self) -> Result<Exit, CallError> {
-        // It came to stand with nothing pending.
-        Ok(Exit::Interrupted)
-    }
-
-    fn settle(&mut self) -> Result<Exit, CallError> {
-        self.0.settle(self.1)
-    }
-}
 
 impl<'b, W: Write + Send> Pc<'_, 'b, W> {
     /// What the machine is.
@@ -83,10 +59,8 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         if self.life.phase() != Phase::Paused {
             return Err(Error::Device("a machine is saved while it is paused".to_owned()));
         }
-        let mut standing: Vec<Standing<'_>> =
-            (0..self.vcpus.len()).map(|index| Standing(&self.life, index)).collect();
-        let cpus = self.vcpus.iter().zip(&mut standing);
-        let cpus = cpus.map(|(vcpu, standing)| Cpu { vcpu, retire: Some(standing) }).collect();
+        let mut standing = standing(&self.life, self.vcpus.len());
+        let cpus = cpus(self.vcpus, &mut standing);
         let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
         Ok(SavedPc { saved, sections: self.board().sections(&self.records()) })
     }

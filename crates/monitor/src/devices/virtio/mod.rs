@@ -6,7 +6,7 @@ pub mod block;
 pub mod entropy;
 mod mmio;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
@@ -81,4 +81,14 @@ pub trait Device: Send {
         }
         Err(Error::Device(format!("saved state: {} bytes for a device that has none", bytes.len())))
     }
+}
+
+/// The devices' sources, each with its device's number: descriptors of one's own, of the same open files, because a device keeps
+/// its source for as long as it lives.
+pub(crate) fn sources<'t>(
+    transports: impl Iterator<Item = &'t Transport>,
+) -> Result<Vec<(usize, OwnedFd)>, Error> {
+    let sources = transports.enumerate().filter_map(|(index, t)| Some((index, t.source()?)));
+    let own = sources.map(|(index, source)| Ok((index, source.try_clone_to_owned()?)));
+    own.collect::<Result<_, std::io::Error>>().map_err(|e| Error::Device(format!("a device's source: {e}")))
 }

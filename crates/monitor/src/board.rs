@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::{self, Bytes};
+use evenkeel_state::Saved;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -20,11 +21,11 @@ pub const DEVICE: &str = "device.";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Board {
-    /// Bytes of memory, from guest-physical address 0 on.
+    /// Bytes of memory: on x86 from guest-physical address 0 on, on arm64 from [`crate::aarch64::MEMORY_BASE`].
     pub memory: u64,
     /// How many vCPUs.
     pub vcpus: u32,
-    /// The irqchip's name: `kernel` or `split`.
+    /// The irqchip's name: `kernel` or `split`, on arm64 `gicv3`.
     pub irqchip: String,
     /// The devices, in order.
     pub devices: Vec<Placed>,
@@ -40,7 +41,7 @@ pub struct Placed {
     pub kind: String,
     /// Where its registers are: a guest-physical address, or a port.
     pub at: u64,
-    /// Its pin of the IOAPIC; 0 without one.
+    /// Its pin of the IOAPIC, or its shared interrupt of the GIC; 0 without one.
     pub irq: u32,
 }
 
@@ -59,8 +60,17 @@ pub struct Record {
 /// What the devices of a machine are at, by name.
 pub type Records = BTreeMap<String, Record>;
 
+/// What is saved of a machine beside its memory.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// The state that KVM keeps.
+    pub saved: Saved,
+    /// The board and its devices: critical sections.
+    pub sections: Vec<Section>,
+}
+
 /// A virtio device's kind in words: the names of the specification, section 5.
-pub(super) fn virtio_kind(number: u32) -> String {
+pub(crate) fn virtio_kind(number: u32) -> String {
     match number {
         1 => "virtio-net".to_owned(),
         2 => "virtio-block".to_owned(),
@@ -77,7 +87,7 @@ impl Board {
     }
 
     /// The first thing in which another one is otherwise.
-    pub(super) fn unlike(&self, other: &Board) -> String {
+    pub(crate) fn unlike(&self, other: &Board) -> String {
         let plain = |b: &Board| (b.memory, b.vcpus, b.irqchip.clone());
         if plain(self) != plain(other) {
             let (a, b) = (plain(self), plain(other));

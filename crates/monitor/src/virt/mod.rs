@@ -1,23 +1,27 @@
 //! An arm64 machine for Linux: a GICv3, a serial port and virtio devices on MMIO, PSCI by KVM, and a thread a vCPU. What it is
 //! the guest reads in a [device tree](crate::fdt).
 
+mod save;
+
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evenkeel_sys::{Exit, Runner, System, Vcpu};
+use evenkeel_sys::{Exit, Ram, Runner, System, Vcpu};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::GuestMemoryMmap;
 
 use crate::aarch64::{self, MEMORY_BASE, Machine};
+use crate::board::{Board, Records};
 use crate::devices::interrupts::Interrupts;
 use crate::devices::serial::{Edge, PORTS, Port};
-use crate::devices::virtio::{Device, LENGTH, Transport};
+use crate::devices::virtio::{self, Device, LENGTH, Transport};
 use crate::fdt::{self, Place};
 use crate::life::{End, Life};
 use crate::linux::{Boot, aarch64 as linux};
-use crate::{Error, Irqchip, threads};
+use crate::threads::{self, Rig};
+use crate::{Error, Irqchip};
 
 /// Where the serial port's registers are.
 const SERIAL: Place = Place { address: 0x0900_0000, length: 0x1000, spi: 0 };
@@ -122,6 +126,27 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
         Ok(virt)
     }
 
+    /// Puts devices into a machine that was made again, with its memory and the state that KVM keeps, and sets what they
+    /// were at. `devices` are those that the board names, in its order.
+    ///
+    /// # Errors
+    /// They are other devices, or cannot be at what was saved.
+    pub fn restored(
+        machine: &'m Machine<'m, 'b>,
+        board: &Board,
+        records: &Records,
+        devices: Vec<Box<dyn Device>>,
+        output: W,
+    ) -> Result<Self, Error> {
+        let virt = Virt::with(machine, devices, output)?;
+        let own = virt.board();
+        if own != *board {
+            return Err(Error::Device(format!("the guest was saved on another board: {}", own.unlike(board))));
+        }
+        virt.set_records(records)?;
+        Ok(virt)
+    }
+
     fn with(
         machine: &'m Machine<'m, 'b>,
         devices: Vec<Box<dyn Device>>,
@@ -149,6 +174,11 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
     /// What pauses, resumes and stops it.
     pub fn life(&self) -> &Life {
         &self.life
+    }
+
+    /// Its memory as the machine has it, for saving it.
+    pub fn ram(&self) -> &Ram {
+        self.machine.ram()
     }
 
     /// Its memory.
@@ -196,7 +226,7 @@ fn within(place: Place, address: u64) -> Option<u64> {
     address.checked_sub(place.address).filter(|at| *at < place.length)
 }
 
-impl<'b, W: Write + Send> threads::Board<'b> for Virt<'_, 'b, W> {
+impl<'b, W: Write + Send> Rig<'b> for Virt<'_, 'b, W> {
     fn life(&self) -> &Life {
         &self.life
     }
@@ -228,12 +258,7 @@ impl<'b, W: Write + Send> threads::Board<'b> for Virt<'_, 'b, W> {
     }
 
     fn sources(&self) -> Result<Vec<(usize, OwnedFd)>, Error> {
-        let devices = lock(&self.devices);
-        let sources = devices.virtio.iter().enumerate();
-        let sources = sources.filter_map(|(index, slot)| Some((index, slot.transport.source()?)));
-        // The same open file: a device keeps its source for as long as it lives.
-        let own = sources.map(|(index, source)| Ok((index, source.try_clone_to_owned()?)));
-        own.collect::<Result<_, std::io::Error>>().map_err(|e| Error::Device(format!("a device's source: {e}")))
+        virtio::sources(lock(&self.devices).virtio.iter().map(|slot| &slot.transport))
     }
 
     fn incoming(&self, device: usize) {
