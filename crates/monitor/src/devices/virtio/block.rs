@@ -179,7 +179,7 @@ impl Block {
     fn within(&self, sector: u64, length: usize) -> Option<u64> {
         let from = sector.checked_mul(SECTOR)?;
         let end = from.checked_add(length as u64)?;
-        (end <= self.config.bytes && length as u64 % SECTOR == 0 && length <= MOST).then_some(from)
+        (end <= self.config.bytes && (length as u64).is_multiple_of(SECTOR) && length <= MOST).then_some(from)
     }
 
     fn read(&self, sector: u64, into: &mut Side, memory: &GuestMemoryMmap) -> u8 {
