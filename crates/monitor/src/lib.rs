@@ -13,6 +13,7 @@ pub mod aarch64;
 pub mod acpi;
 pub mod devices;
 mod error;
+pub mod fuzzing;
 pub mod life;
 pub mod linux;
 mod machine;

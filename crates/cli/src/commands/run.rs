@@ -36,6 +36,9 @@ pub struct Run {
     /// What the guest is promised; what this host gives today, sealed, if not given.
     #[arg(long, value_name = "FILE")]
     contract: Option<PathBuf>,
+    /// Which interrupt controllers are in the kernel, where no contract's shape says: `split` puts the I/O APIC here.
+    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split"], conflicts_with = "contract")]
+    irqchip: String,
     /// Facets that may differ from the contract, by name: a field, or a word with all its fields.
     #[arg(long, value_name = "FACET")]
     waive: Vec<String>,
@@ -52,11 +55,11 @@ impl Run {
             None => None,
         };
         let mut boot = Boot { kernel, initramfs, command_line: self.command_line };
-        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy)];
+        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new().map_err(|e| failed(&e))?)];
         devices.extend(self.running.disks()?);
 
         let host = evenkeel_hosts::capture_here()?;
-        let promised = contract::choose(self.contract.as_deref(), Irqchip::Kernel.name(), self.vcpus, &host)?;
+        let promised = contract::choose(self.contract.as_deref(), &self.irqchip, self.vcpus, &host)?;
         let irqchip = Irqchip::by_name(&promised.shape).filter(|irqchip| *irqchip != Irqchip::None);
         let irqchip = irqchip.ok_or_else(|| {
             let what = format!("the contract is for shape `{}`", promised.shape);

@@ -70,7 +70,7 @@ fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Bo
                 })?;
                 Box::new(block::Block::with(file, config).map_err(|e| Failure::file(&path, &e))?)
             }
-            ("virtio-entropy", _) => Box::new(Entropy),
+            ("virtio-entropy", _) => Box::new(Entropy::new().map_err(|e| failed(&e))?),
             (kind, _) => return Err(failed(&format!("{}: this version makes no {kind}", placed.name))),
         });
     }
