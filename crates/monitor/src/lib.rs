@@ -15,6 +15,7 @@ pub mod board;
 pub mod devices;
 mod error;
 pub mod fdt;
+pub mod fuzzing;
 pub mod life;
 pub mod linux;
 mod machine;
