@@ -78,7 +78,6 @@ enum Command {
     #[cfg(target_arch = "x86_64")]
     Snapshot(commands::snapshot::Snapshot),
     /// Restores the guest in a capsule here, and asks it what it sees.
-    #[cfg(target_arch = "x86_64")]
     Restore(commands::restore::Restore),
     /// Runs a Linux guest.
     #[cfg(target_arch = "x86_64")]
@@ -134,9 +133,7 @@ fn main() -> ExitCode {
         Command::Rounds(c) => c.run(global),
         #[cfg(target_arch = "x86_64")]
         Command::Snapshot(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
         Command::Restore(c) => c.run(global),
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Command::Run(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {

@@ -4,13 +4,16 @@
 //! critical: a guest whose device a reader does not know cannot go on there.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::{self, Bytes};
-use evenkeel_state::Saved;
+use evenkeel_state::{Manifest, Saved};
+use evenkeel_sys::Ram;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::life::{End, Life};
 
 /// The section of the board.
 pub const BOARD: &str = "board";
@@ -68,6 +71,27 @@ pub struct SavedMachine {
     /// The board and its devices: critical sections.
     pub sections: Vec<Section>,
 }
+
+/// A machine on any board, as whoever drives and saves it sees it.
+pub trait Runs: Sync {
+    /// What pauses, resumes and stops it.
+    fn life(&self) -> &Life;
+
+    /// Runs it to its end.
+    fn run(&self, limit: Option<Duration>) -> End;
+
+    /// What it is at beside its memory, while it is paused. Memory is to be copied afterwards.
+    ///
+    /// # Errors
+    /// It is not paused, or KVM gives something away that it should not.
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error>;
+
+    /// Its memory.
+    fn ram(&self) -> &Ram;
+}
+
+/// The guest-physical address at which the memory of this architecture's boards begins.
+pub const MEMORY_BEGINS: u64 = if cfg!(target_arch = "aarch64") { crate::aarch64::MEMORY_BASE } else { 0 };
 
 /// A virtio device's kind in words: the names of the specification, section 5.
 pub(crate) fn virtio_kind(number: u32) -> String {

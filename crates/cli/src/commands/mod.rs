@@ -7,7 +7,6 @@ pub mod capture;
 pub mod check;
 pub mod diff;
 pub mod explain;
-#[cfg(target_arch = "x86_64")]
 mod guest;
 pub mod hosts;
 pub mod lab;
@@ -18,7 +17,6 @@ pub mod observe_contract;
 pub mod observe_score;
 pub mod predict;
 pub mod registers;
-#[cfg(target_arch = "x86_64")]
 pub mod restore;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]

@@ -4,18 +4,24 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+#[cfg(target_arch = "x86_64")]
 use std::time::Duration;
 
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
-use evenkeel_monitor::pc::Board;
+use evenkeel_monitor::board::Board;
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
-use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
-use evenkeel_surface::Surface;
+#[cfg(target_arch = "x86_64")]
+use evenkeel_state::{Elapsed, compare as state_compare};
+use evenkeel_state::{Image, view};
+use evenkeel_surface::{Arch, Surface};
+#[cfg(target_arch = "x86_64")]
 use evenkeel_sys::Live;
+#[cfg(target_arch = "x86_64")]
 use evenkeel_witness::compare::{Difference, compare};
+#[cfg(target_arch = "x86_64")]
 use evenkeel_witness::{moved, observation};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,9 +30,13 @@ use super::guest::{
     Running,
     revive::{self, Found, Here},
 };
-use super::snapshot::{ARCH, SEEN};
+#[cfg(target_arch = "x86_64")]
+use super::snapshot::SEEN;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
+
+/// The architecture of the guests that can be restored here.
+const ARCH: Arch = if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
 
 /// Restores the guest in a capsule here, reads everything back, lets it go on, and asks it what it sees.
 #[derive(clap::Args)]
@@ -216,6 +226,17 @@ impl Restore {
         claim.map(Some).map_err(|e| Failure { exit: 1, ..Failure::bad(e.to_string(), hint) })
     }
 
+    /// The witness of arm64 is kept by `evenkeel rounds`, in files of its own.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn one(&self, path: &Path, _: Option<&Surface>, _: &str) -> Result<One, Failure> {
+        let what = format!("{} is to be restored and asked what it sees", path.display());
+        Err(Failure::bad(
+            what,
+            "on arm64 only guests of `evenkeel run` are in capsules: --run lets one go on",
+        ))
+    }
+
+    #[cfg(target_arch = "x86_64")]
     fn one(&self, path: &Path, here: Option<&Surface>, kernel: &str) -> Result<One, Failure> {
         let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
         let (mut reader, guest) = open(path)?;
@@ -310,6 +331,7 @@ fn one_of(path: &Path, guest: &Guest) -> One {
 }
 
 /// All of a guest's memory.
+#[cfg(target_arch = "x86_64")]
 fn memory(reader: &mut Reader<BufReader<File>>) -> Result<Vec<(u64, Vec<u8>)>, evenkeel_capsule::Refused> {
     let regions = reader.index().map(|index| index.regions.clone()).unwrap_or_default();
     let mut memory: Vec<(u64, Vec<u8>)> =
@@ -371,6 +393,7 @@ pub fn not_kept(part: &evenkeel_state::NotKept, image: &Image) -> Change {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn otherwise(d: &Difference) -> Change {
     Change {
         what: d.name.clone(),

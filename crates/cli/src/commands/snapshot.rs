@@ -4,15 +4,15 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use evenkeel_apply::{Plan, Verdict};
-use evenkeel_capsule::{Id, Layout, Provenance, Region, Section, Slices};
+use evenkeel_capsule::{Layout, Provenance, Region, Section, Slices};
 use evenkeel_monitor::Irqchip;
 use evenkeel_state::Noting;
 use evenkeel_state::file::Guest;
-use evenkeel_surface::Arch;
 use evenkeel_sys::{Live, System};
 use evenkeel_witness::moved::{self, Kept};
 use evenkeel_witness::programs::x86_64::{Configure, offered_cpuid};
 
+use super::guest::save::random;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -165,18 +165,6 @@ impl Snapshot {
     }
 }
 
-/// An identity for what is saved.
-pub fn random() -> Result<Id, Failure> {
-    let mut id = [0; 16];
-    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
-        Ok(16) => Ok(Id(id)),
-        _ => Err(Failure { exit: 3, ..Failure::bad("the kernel gives no random bytes", "") }),
-    }
-}
-
 fn cannot(e: &dyn std::fmt::Display) -> Failure {
     Failure { exit: 3, ..Failure::bad(format!("nothing was saved: {e}"), "this needs a usable /dev/kvm") }
 }
-
-/// Of documents that are about x86 machines only.
-pub const ARCH: Arch = Arch::X86_64;

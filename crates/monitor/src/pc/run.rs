@@ -4,10 +4,12 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use evenkeel_sys::{Exit, Runner, System, Vcpu};
+use evenkeel_state::Manifest;
+use evenkeel_sys::{Exit, Ram, Runner, System, Vcpu};
 
 use super::{Pc, lock};
 use crate::Error;
+use crate::board::{Runs, SavedMachine};
 use crate::devices::virtio;
 use crate::life::{End, Life};
 use crate::threads::{self, Rig};
@@ -53,5 +55,23 @@ impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
             slot.wire(&self.interrupts);
             quiet
         })
+    }
+}
+
+impl<W: Write + Send> Runs for Pc<'_, '_, W> {
+    fn life(&self) -> &Life {
+        Pc::life(self)
+    }
+
+    fn run(&self, limit: Option<Duration>) -> End {
+        Pc::run(self, limit)
+    }
+
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
+        Pc::save(self, manifest)
+    }
+
+    fn ram(&self) -> &Ram {
+        self.machine.ram()
     }
 }

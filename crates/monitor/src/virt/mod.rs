@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evenkeel_sys::{Exit, Ram, Runner, System, Vcpu};
+use evenkeel_sys::{Exit, Runner, System, Vcpu};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::GuestMemoryMmap;
 
@@ -141,17 +141,16 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
         let virt = Virt::with(machine, devices, output)?;
         let own = virt.board();
         if own != *board {
-            return Err(Error::Device(format!("the guest was saved on another board: {}", own.unlike(board))));
+            return Err(Error::Device(format!(
+                "the guest was saved on another board: {}",
+                own.unlike(board)
+            )));
         }
         virt.set_records(records)?;
         Ok(virt)
     }
 
-    fn with(
-        machine: &'m Machine<'m, 'b>,
-        devices: Vec<Box<dyn Device>>,
-        output: W,
-    ) -> Result<Self, Error> {
+    fn with(machine: &'m Machine<'m, 'b>, devices: Vec<Box<dyn Device>>, output: W) -> Result<Self, Error> {
         if devices.len() > MOST_DEVICES {
             return Err(Error::Device(format!("{} devices; at most {MOST_DEVICES}", devices.len())));
         }
@@ -174,11 +173,6 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
     /// What pauses, resumes and stops it.
     pub fn life(&self) -> &Life {
         &self.life
-    }
-
-    /// Its memory as the machine has it, for saving it.
-    pub fn ram(&self) -> &Ram {
-        self.machine.ram()
     }
 
     /// Its memory.

@@ -1,14 +1,16 @@
 //! An arm64 machine that stands: its state, and what its devices are at, out of it and into it.
 
 use std::io::Write;
+use std::time::Duration;
 
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, arm64};
+use evenkeel_sys::Ram;
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
-use crate::board::{Board, Placed, Record, Records, SavedMachine, virtio_kind};
-use crate::life::Phase;
+use crate::board::{Board, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::life::{End, Life, Phase};
 use crate::threads::{cpus, standing};
 
 /// The serial port's name and kind.
@@ -21,12 +23,8 @@ fn virtio(index: usize) -> String {
 impl<W: Write + Send> Virt<'_, '_, W> {
     /// What the machine is.
     pub fn board(&self) -> Board {
-        let serial = Placed {
-            name: PORT.to_owned(),
-            kind: PORT.to_owned(),
-            at: SERIAL.address,
-            irq: SERIAL.spi,
-        };
+        let serial =
+            Placed { name: PORT.to_owned(), kind: PORT.to_owned(), at: SERIAL.address, irq: SERIAL.spi };
         let mut devices = vec![serial];
         for (index, slot) in lock(&self.devices).virtio.iter().enumerate() {
             devices.push(Placed {
@@ -103,5 +101,23 @@ impl<W: Write + Send> Virt<'_, '_, W> {
             slot.wire(&self.interrupts);
         }
         Ok(())
+    }
+}
+
+impl<W: Write + Send> Runs for Virt<'_, '_, W> {
+    fn life(&self) -> &Life {
+        Virt::life(self)
+    }
+
+    fn run(&self, limit: Option<Duration>) -> End {
+        Virt::run(self, limit)
+    }
+
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
+        Virt::save(self, manifest)
+    }
+
+    fn ram(&self) -> &Ram {
+        self.machine.ram()
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use evenkeel_monitor::pc::Pc;
+use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::{End, Life};
 use evenkeel_state::Noting;
 
@@ -60,7 +60,7 @@ impl Write for Console {
 
 /// Runs a machine to its end, or saves it on the way.
 pub fn drive(
-    pc: &Pc<'_, '_, Console>,
+    pc: &impl Runs,
     noting: &Noting<'_>,
     luggage: &Luggage,
     running: &Running,
@@ -80,11 +80,11 @@ pub fn drive(
         return saved.map(|()| 0);
     }
     match end {
-        End::Reset if running.snapshot.is_some() => Err(failed(&format!(
+        End::Reset | End::Off if running.snapshot.is_some() => Err(failed(&format!(
             "the guest came to its end in {:.1} s, before it was to be saved",
             begin.elapsed().as_secs_f64()
         ))),
-        End::Reset | End::Stopped => Ok(0),
+        End::Reset | End::Off | End::Stopped => Ok(0),
         End::TimeOver => Err(failed(&"the time is over")),
         End::Failed(why) => Err(failed(&why)),
     }

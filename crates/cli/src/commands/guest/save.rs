@@ -1,17 +1,16 @@
 //! A machine into a capsule.
 
-use std::io::Write;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use evenkeel_capsule::{Exposed, Layout, Provenance, Region};
+use evenkeel_capsule::{Exposed, Id, Layout, Provenance, Region};
 use evenkeel_contract::{Contract, document};
-use evenkeel_monitor::pc::Pc;
+use evenkeel_monitor::board::{MEMORY_BEGINS, Runs};
 use evenkeel_state::{Guest, Noting};
 use evenkeel_surface::Surface;
 
 use super::failed;
-use crate::commands::snapshot::random;
 use crate::failure::Failure;
 
 /// What travels with a guest beside its state.
@@ -42,8 +41,8 @@ impl Luggage {
 }
 
 /// Pauses a machine and saves it. It stays paused: whoever has the capsule may run it elsewhere.
-pub fn save<W: Write + Send>(
-    pc: &Pc<'_, '_, W>,
+pub fn save(
+    pc: &impl Runs,
     noting: &Noting<'_>,
     luggage: &Luggage,
     path: &Path,
@@ -65,11 +64,11 @@ pub fn save<W: Write + Send>(
         exposure: luggage.exposure.clone(),
     });
     let ram = pc.ram();
-    let regions = vec![Region { address: 0, length: ram.len() as u64 }];
+    let regions = vec![Region { address: MEMORY_BEGINS, length: ram.len() as u64 }];
     let layout = Layout { level: compress.then_some(1), ..Layout::eager(regions) };
     let draft = guest.draft().map_err(|e| crate::commands::capsule::refused(path, &e))?;
     let memory = |address: u64, into: &mut [u8]| {
-        let at = usize::try_from(address).map_err(std::io::Error::other)?;
+        let at = usize::try_from(address - MEMORY_BEGINS).map_err(std::io::Error::other)?;
         ram.read(at, into).map_err(std::io::Error::other)
     };
     let written = evenkeel_files::replace(path, |file| {
@@ -91,4 +90,13 @@ pub fn save<W: Write + Send>(
         anstream::eprintln!("not saved: {}: {}: {}", gap.gap, gap.owner, gap.what);
     }
     Ok(())
+}
+
+/// An identity for what is saved.
+pub fn random() -> Result<Id, Failure> {
+    let mut id = [0; 16];
+    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
+        Ok(16) => Ok(Id(id)),
+        _ => Err(failed(&"the kernel gives no random bytes")),
+    }
 }
