@@ -40,7 +40,7 @@ fn is_msrs(item: &Item) -> bool {
 }
 
 fn is_registers(item: &Item) -> bool {
-    matches!(item.name.as_str(), "registers" | "arm64-registers" | "one-regs")
+    matches!(item.name.as_str(), "registers" | "arm64-registers" | "arm64-firmware-registers" | "one-regs")
 }
 
 /// The entries, in their order; none for an item that is no such list, or is cut off.
