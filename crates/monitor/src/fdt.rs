@@ -160,3 +160,46 @@ fn serial(fdt: &mut FdtWriter, place: Place) -> Result<(), Error> {
     fdt.property_array_u32("interrupts", &[SHARED, place.spi, EDGE])?;
     fdt.end_node(node)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told<'t>(command_line: &'t str, virtio: &'t [Place]) -> Told<'t> {
+        let serial = Place { address: 0x900_0000, length: 0x1000, spi: 0 };
+        Told {
+            memory: 96 << 20,
+            vcpus: 18,
+            pmu: false,
+            command_line,
+            initramfs: None,
+            seed: &[],
+            serial,
+            virtio,
+        }
+    }
+
+    /// Whether these bytes are in it.
+    fn has(tree: &[u8], bytes: &[u8]) -> bool {
+        tree.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    #[test]
+    fn a_tree_tells_what_there_is_and_nothing_else() {
+        let places = [Place { address: 0xa00_0000, length: 0x1000, spi: 1 }];
+        let tree = tree(&told("console=ttyS0", &places)).unwrap();
+        assert_eq!(tree[..4], [0xd0, 0x0d, 0xfe, 0xed]);
+        // The seventeenth vCPU is the first one of the next cluster, as KVM numbers them.
+        for there in ["console=ttyS0", "virtio_mmio@a000000", "cpu@f", "cpu@100", "cpu@101", "arm,gic-v3"] {
+            assert!(has(&tree, there.as_bytes()), "{there}");
+        }
+        for not in ["pmuv3", "initrd-start", "rng-seed", "virtio_mmio@a001000", "cpu@10\0"] {
+            assert!(!has(&tree, not.as_bytes()), "{not}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_with_a_nul_is_refused() {
+        assert!(tree(&told("a\0b", &[])).is_err());
+    }
+}

@@ -106,3 +106,45 @@ pub fn put_tree(memory: &GuestMemoryMmap, tree: &[u8]) -> Result<(), Error> {
     }
     memory.write_slice(tree, GuestAddress(TREE)).map_err(|e| Error::Image(format!("device tree: {e}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn image(offset: u64, size: u64, magic: &[u8]) -> std::fs::File {
+        let mut bytes = vec![0; 4096];
+        bytes[8..16].copy_from_slice(&offset.to_le_bytes());
+        bytes[16..24].copy_from_slice(&size.to_le_bytes());
+        bytes[56..60].copy_from_slice(magic);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file
+    }
+
+    fn load_it(kernel: std::fs::File, initramfs: usize) -> Result<Loaded, Error> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(MEMORY_BASE), 8 << 20)]).unwrap();
+        let initramfs = (initramfs > 0).then(|| vec![7; initramfs]);
+        let loaded = load(&memory, &mut Boot { kernel, initramfs, command_line: String::new() })?;
+        let magic: [u8; 4] = memory.read_obj(GuestAddress(loaded.entry + 56)).unwrap();
+        assert_eq!(&magic, MAGIC);
+        Ok(loaded)
+    }
+
+    #[test]
+    fn an_image_is_where_it_wants_to_be_and_nothing_overlaps_what_it_takes_later() {
+        let loaded = load_it(image(0x1000, 4 << 20, MAGIC), 5000).unwrap();
+        assert_eq!(loaded.entry, KERNEL + 0x1000);
+        assert_eq!(loaded.initramfs, Some((MEMORY_BASE + 0x7f_e000, MEMORY_BASE + 0x7f_e000 + 5000)));
+        for (image, initramfs, why) in [
+            (image(0, 4 << 20, MAGIC), 3 << 20, "the initramfs does not fit"),
+            (image(0, 7 << 20, MAGIC), 0, "the kernel does not fit"),
+            (image(u64::MAX, 1 << 20, MAGIC), 0, "the kernel does not fit"),
+            (image(0, 4096, b"zimg"), 0, "no arm64 Image"),
+        ] {
+            let error = load_it(image, initramfs).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}
