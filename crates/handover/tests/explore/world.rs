@@ -98,24 +98,26 @@ impl<S: Sends, D: Receives> World<S, D> {
             if process.is_owner() && self.attempts < limits.attempts {
                 let mut world = self.clone();
                 world.attempts += 1;
-                add("start".to_owned(), world.to_source(Input::Start(Token([self.attempts + 1; 16]))));
+                add("start".to_owned(), world.source_hears(Input::Start(Token([self.attempts + 1; 16]))));
             }
             if process.is_moving() && matches!(self.source.copy, Copy::Runs(_)) {
                 add("still".to_owned(), self.clone().stand_still());
             }
-            for input in [Input::Connected, Input::Disconnected, Input::Cancel, Input::Failed(Reason::Engine)]
-            {
-                add(format!("source: {input:?}"), self.clone().to_source(input));
+            for input in [Input::Connected, Input::Disconnected, Input::Cancel] {
+                add(format!("source: {input:?}"), self.clone().source_hears(input));
             }
             for message in &self.net.1 {
-                add(format!("source hears {message:?}"), self.clone().to_source(Input::Received(*message)));
+                add(
+                    format!("source hears {message:?}"),
+                    self.clone().source_hears(Input::Received(*message)),
+                );
             }
         }
         if let Some(process) = &self.destination.process {
             for input in
                 [Input::Connected, Input::Disconnected, Input::Cancel, Input::Failed(Reason::Preflight)]
             {
-                add(format!("destination: {input:?}"), self.clone().to_destination(input));
+                add(format!("destination: {input:?}"), self.clone().destination_hears(input));
             }
             for message in &self.net.0 {
                 let what = format!("destination hears {message:?}");
@@ -123,7 +125,7 @@ impl<S: Sends, D: Receives> World<S, D> {
                     Message::Complete(token, digest) if process.is_receiving(*token) => {
                         add(what, self.clone().restored(*digest));
                     }
-                    _ => add(what, self.clone().to_destination(Input::Received(*message))),
+                    _ => add(what, self.clone().destination_hears(Input::Received(*message))),
                 }
             }
         }
@@ -161,10 +163,10 @@ impl<S: Sends, D: Receives> World<S, D> {
     }
 
     fn tell(self, side: &str, input: Input) -> Result<Self, Violation> {
-        if side == "source" { self.to_source(input) } else { self.to_destination(input) }
+        if side == "source" { self.source_hears(input) } else { self.destination_hears(input) }
     }
 
-    fn to_source(mut self, input: Input) -> Result<Self, Violation> {
+    fn source_hears(mut self, input: Input) -> Result<Self, Violation> {
         let Some(process) = &mut self.source.process else { return Ok(self) };
         let outputs = process.step(input);
         self.source_does(outputs)
@@ -187,7 +189,7 @@ impl<S: Sends, D: Receives> World<S, D> {
         self.checked()
     }
 
-    fn to_destination(mut self, input: Input) -> Result<Self, Violation> {
+    fn destination_hears(mut self, input: Input) -> Result<Self, Violation> {
         let Some(process) = &mut self.destination.process else { return Ok(self) };
         for output in process.step(input) {
             match output {
@@ -228,13 +230,13 @@ impl<S: Sends, D: Receives> World<S, D> {
             self.source.copy = Copy::Stands(knows);
         }
         let digest = Digest([self.runs; 32]);
-        self.to_source(Input::Still(digest))
+        self.source_hears(Input::Still(digest))
     }
 
     /// All memory arrived, with the message that says so.
     fn restored(mut self, digest: Digest) -> Result<Self, Violation> {
         self.destination.copy = Copy::Stands(digest.0[0]);
-        self.to_destination(Input::Restored(digest))
+        self.destination_hears(Input::Restored(digest))
     }
 
     fn write(mut self, side: &str, bytes: usize) -> Self {
@@ -296,10 +298,10 @@ impl<S: Sends, D: Receives> World<S, D> {
         let mut world = self.clone();
         world.net = Default::default();
         for _ in 0..12 {
-            world = world.to_source(Input::Connected)?.to_destination(Input::Connected)?;
+            world = world.source_hears(Input::Connected)?.destination_hears(Input::Connected)?;
             let (to_destination, to_source) = std::mem::take(&mut world.net);
             for message in to_source {
-                world = world.to_source(Input::Received(message))?;
+                world = world.source_hears(Input::Received(message))?;
             }
             for message in to_destination {
                 let process = world.destination.process.as_ref();
@@ -307,7 +309,7 @@ impl<S: Sends, D: Receives> World<S, D> {
                     Message::Complete(token, digest) if process.is_some_and(|p| p.is_receiving(token)) => {
                         world.restored(digest)?
                     }
-                    _ => world.to_destination(Input::Received(message))?,
+                    _ => world.destination_hears(Input::Received(message))?,
                 };
             }
             for side in ["source", "destination"] {
