@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    fn to_fetcher(mut self, input: Input) -> Result<World, String> {
+    fn fetcher_hears(mut self, input: Input) -> Result<World, String> {
         let Some(fetcher) = &mut self.fetcher else { return Ok(self) };
         let stands = matches!(input, Input::Disconnected);
         for output in fetcher.step(input) {
@@ -39,7 +39,7 @@ impl World {
         Ok(self)
     }
 
-    fn to_server(mut self, input: Input) -> Result<World, String> {
+    fn server_hears(mut self, input: Input) -> Result<World, String> {
         let Some(server) = &mut self.server else { return Ok(self) };
         for output in server.step(input) {
             match output {
@@ -60,23 +60,25 @@ impl World {
         };
         if self.connected {
             let lost = with(&|w| w.connected = false);
-            all.push(lost.to_fetcher(Input::Disconnected).and_then(|w| w.to_server(Input::Disconnected)));
+            all.push(
+                lost.fetcher_hears(Input::Disconnected).and_then(|w| w.server_hears(Input::Disconnected)),
+            );
             if self.missing > 0 && self.server.is_some() && self.memory && self.fetcher.is_some() {
                 let page = with(&|w| w.missing -= 1);
                 let last = page.missing == 0;
-                all.push(if last { page.to_fetcher(Input::LastPage) } else { Ok(page) });
+                all.push(if last { page.fetcher_hears(Input::LastPage) } else { Ok(page) });
             }
         } else if self.server.is_some() && self.fetcher.is_some() {
             let up = with(&|w| w.connected = true);
-            all.push(up.to_fetcher(Input::Connected).and_then(|w| w.to_server(Input::Connected)));
+            all.push(up.fetcher_hears(Input::Connected).and_then(|w| w.server_hears(Input::Connected)));
         }
         for message in self.net.clone() {
-            all.push(self.clone().to_server(Input::Received(message)));
+            all.push(self.clone().server_hears(Input::Received(message)));
         }
         // A source that did not hear that it runs says so again; it may come at any time.
-        all.push(self.clone().to_fetcher(Input::Received(Message::Commit(TOKEN, EPOCH))));
+        all.push(self.clone().fetcher_hears(Input::Received(Message::Commit(TOKEN, EPOCH))));
         let down = with(&|w| (w.server, w.memory, w.connected) = (None, false, false));
-        all.push(down.to_fetcher(Input::Disconnected));
+        all.push(down.fetcher_hears(Input::Disconnected));
         all.push(Ok(with(&|w| (w.fetcher, w.runs, w.connected) = (None, false, false))));
         all
     }
@@ -87,7 +89,7 @@ impl World {
         world.net.clear();
         if !world.connected {
             world.connected = true;
-            world = world.to_fetcher(Input::Connected)?;
+            world = world.fetcher_hears(Input::Connected)?;
         }
         if !world.runs {
             return Err("both sides are there, and it does not run".to_owned());
@@ -95,12 +97,12 @@ impl World {
         while world.missing > 0 {
             world.missing -= 1;
             if world.missing == 0 {
-                world = world.to_fetcher(Input::LastPage)?;
+                world = world.fetcher_hears(Input::LastPage)?;
             }
         }
-        world = world.to_fetcher(Input::Connected)?;
+        world = world.fetcher_hears(Input::Connected)?;
         for message in world.net.clone() {
-            world = world.to_server(Input::Received(message))?;
+            world = world.server_hears(Input::Received(message))?;
         }
         (world.runs && !world.memory).then_some(()).ok_or_else(|| format!("{world:?}"))
     }
