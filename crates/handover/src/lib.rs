@@ -51,6 +51,7 @@ pub mod journal;
 mod message;
 pub mod postcopy;
 mod source;
+pub mod wire;
 
 pub use destination::{At as DestinationAt, Destination};
 pub use journal::{Journal, Record};
