@@ -76,7 +76,7 @@ impl Destination {
             Input::Received(message) => self.received(message),
             Input::Connected => self.again(),
             // What is half here is of no use; what is prepared may have been committed.
-            Input::Disconnected | Input::Failed(Reason::Engine) if matches!(self.at, At::Receiving(_)) => {
+            Input::Disconnected if matches!(self.at, At::Receiving(_)) => {
                 self.at = At::Empty;
                 vec![Output::Discard]
             }
