@@ -17,4 +17,4 @@ pub use connection::{Connection, Stream};
 pub use guest::{Arriving, GuestError, Leaving, Range, Section};
 pub use journal::{JournalError, JournalFile, Journaling};
 pub use receive::{Received, receive};
-pub use send::{NotSent, Policy, Progress, Sent, send};
+pub use send::{NotSent, Policy, Progress, Sent, Settled, send, settle};

@@ -145,6 +145,89 @@ pub fn send(
     sender.run(connect, begin, token)
 }
 
+/// What became of a guest whose source crashed and took it along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// No right to run was on its way: the guest ended with the process.
+    Lost,
+    /// The destination runs it.
+    Runs,
+    /// The destination never ran it, and its memory went with the process here.
+    NeverRan,
+    /// The destination cannot be reached.
+    Undecided(NotSent),
+}
+
+/// What a process does first that is started after a crash: if the journal says that the right to run was given away, the
+/// destination has to hear of it.
+pub fn settle(
+    journal: &mut dyn Journaling,
+    connect: &mut dyn FnMut() -> io::Result<Box<dyn Stream>>,
+    policy: Policy,
+) -> Settled {
+    let (automaton, _) = Source::recover(journal.records(), false);
+    let At::Committed(token) = automaton.at() else {
+        return if matches!(automaton.at(), At::Gone(_)) { Settled::Runs } else { Settled::Lost };
+    };
+    let mut nothing = Nothing;
+    let mut sender = Sender {
+        guest: &mut nothing,
+        journal,
+        policy,
+        watch: &mut |_| true,
+        automaton,
+        connection: None,
+        offer: Vec::new(),
+        sum: Sum::default(),
+        why: None,
+        refused: None,
+        stands: None,
+        paused: None,
+        rounds: 0,
+        bytes: 0,
+    };
+    match sender.run(connect, Instant::now(), token) {
+        Ok(_) => Settled::Runs,
+        Err(undecided @ NotSent::Undecided { .. }) => Settled::Undecided(undecided),
+        Err(_) => Settled::NeverRan,
+    }
+}
+
+/// A guest that is not here any more.
+struct Nothing;
+
+impl Leaving for Nothing {
+    fn offer(&mut self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
+    }
+    fn memory(&self) -> Vec<Range> {
+        Vec::new()
+    }
+    fn track(&mut self) -> Result<(), GuestError> {
+        Err(gone())
+    }
+    fn written(&mut self) -> Result<Vec<Range>, GuestError> {
+        Err(gone())
+    }
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), GuestError> {
+        Err(gone())
+    }
+    fn pause(&mut self) -> Result<(), GuestError> {
+        Err(gone())
+    }
+    fn state(&mut self) -> Result<Vec<crate::Section>, GuestError> {
+        Err(gone())
+    }
+    fn resume(&mut self) -> Result<(), GuestError> {
+        Err(gone())
+    }
+    fn free(&mut self) {}
+}
+
+fn gone() -> GuestError {
+    GuestError("the guest went with the process that had it".to_owned())
+}
+
 impl Sender<'_> {
     fn run(
         &mut self,

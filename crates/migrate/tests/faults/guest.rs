@@ -1,6 +1,10 @@
 //! A guest that is made up: it writes to its memory all the time, counts, and knows when something is wrong with it.
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,7 +15,7 @@ use evenkeel_migrate::{Arriving, GuestError, Leaving, Range, Section};
 pub const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// What all copies of one guest share: the truth about them.
+/// What all copies of one guest share: the truth about them. With a folder, copies in other processes share it too.
 #[derive(Default)]
 pub struct Truth {
     /// How many run now.
@@ -19,9 +23,84 @@ pub struct Truth {
     /// How many ran at once at the most.
     pub most: AtomicI32,
     /// How far the guest counted, whichever copy.
-    pub counted: AtomicU64,
+    counted: AtomicU64,
     /// What was found wrong.
-    pub wrong: Mutex<Vec<String>>,
+    wrong: Mutex<Vec<String>>,
+    folder: Option<PathBuf>,
+    /// Held while a copy runs in this process.
+    lock: Mutex<Option<File>>,
+}
+
+impl Truth {
+    /// Shared with other processes.
+    pub fn within(folder: &Path) -> Truth {
+        Truth { folder: Some(folder.to_owned()), ..Truth::default() }
+    }
+
+    /// What was found wrong, by whichever process.
+    pub fn wrong(&self) -> Vec<String> {
+        let mut all = self.wrong.lock().unwrap().clone();
+        let told = self.folder.as_ref().and_then(|f| std::fs::read_to_string(f.join("wrong")).ok());
+        all.extend(told.iter().flat_map(|text| text.lines()).map(str::to_owned));
+        all
+    }
+
+    fn note(&self, what: String) {
+        if let Some(folder) = &self.folder {
+            let mut file = OpenOptions::new().create(true).append(true).open(folder.join("wrong")).unwrap();
+            writeln!(file, "{what}").unwrap();
+        }
+        self.wrong.lock().unwrap().push(what);
+    }
+
+    fn begin(&self) {
+        let now = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        if let Some(folder) = &self.folder {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(folder.join("runs"))
+                .unwrap();
+            if file.try_lock().is_err() {
+                self.note("two copies run".to_owned());
+            }
+            *self.lock.lock().unwrap() = Some(file);
+        }
+    }
+
+    fn end(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.lock.lock().unwrap().take();
+    }
+
+    /// A copy that counted so far counts one more.
+    fn count(&self, from: u64) -> bool {
+        let before = match &self.folder {
+            None => self.counted.swap(from + 1, Ordering::SeqCst),
+            Some(folder) => {
+                let path = folder.join("count");
+                let file = OpenOptions::new()
+                    .create(true)
+                    .truncate(false)
+                    .read(true)
+                    .write(true)
+                    .open(path)
+                    .unwrap();
+                let mut bytes = [0; 8];
+                let _ = file.read_at(&mut bytes, 0);
+                file.write_at(&(from + 1).to_le_bytes(), 0).unwrap();
+                u64::from_le_bytes(bytes)
+            }
+        };
+        // A process that was killed between the two may have told one count that no copy knows of.
+        let killed = self.folder.is_some() && before == from + 1;
+        if before != from && !killed {
+            self.note(format!("it counted to {before}, and a copy goes on from {from}"));
+        }
+        before == from || killed
+    }
 }
 
 struct Inside {
@@ -64,8 +143,7 @@ impl Copy {
     }
 
     pub fn start(&mut self) {
-        let now = self.truth.running.fetch_add(1, Ordering::SeqCst) + 1;
-        self.truth.most.fetch_max(now, Ordering::SeqCst);
+        self.truth.begin();
         let (inside, truth) = (self.inside.clone(), self.truth.clone());
         inside.lock().unwrap().stop = false;
         self.thread = Some(std::thread::spawn(move || {
@@ -74,10 +152,7 @@ impl Copy {
                 if inside.stop {
                     return;
                 }
-                let before = truth.counted.swap(inside.count + 1, Ordering::SeqCst);
-                if before != inside.count {
-                    let what = format!("it counted to {before}, and a copy goes on from {}", inside.count);
-                    truth.wrong.lock().unwrap().push(what);
+                if !truth.count(inside.count) {
                     return;
                 }
                 inside.count += 1;
@@ -101,7 +176,7 @@ impl Copy {
         if let Some(thread) = self.thread.take() {
             self.inside.lock().unwrap().stop = true;
             thread.join().unwrap();
-            self.truth.running.fetch_sub(1, Ordering::SeqCst);
+            self.truth.end();
         }
     }
 

@@ -2,6 +2,7 @@
 //! never noticed.
 
 mod guest;
+mod killed;
 mod proxy;
 
 use std::io;
@@ -100,7 +101,7 @@ fn moved(plan: Option<(Fault, Way, u64)>, fails: [u32; 2], durable: bool) -> Out
     let what = format!("{plan:?} {fails:?}: {sent:?}, {received:?}");
     std::thread::sleep(Duration::from_millis(2));
     assert_eq!(truth.most.load(Ordering::SeqCst), 1, "{what}");
-    assert_eq!(*truth.wrong.lock().unwrap(), Vec::<String>::new(), "{what}");
+    assert_eq!(truth.wrong(), Vec::<String>::new(), "{what}");
     let running = (source.runs(), destination.runs());
     match (&sent, &received) {
         (Ok(_), Received::Runs(_)) => {
