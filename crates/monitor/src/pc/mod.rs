@@ -12,7 +12,7 @@ mod save;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evenkeel_sys::Vcpu;
+use evenkeel_sys::{Ram, Vcpu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::{self, Place};
@@ -144,7 +144,7 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
     }
 
     /// Its memory.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+    pub fn ram(&self) -> &Arc<Ram> {
+        self.machine.ram()
     }
 }
