@@ -36,6 +36,9 @@ pub struct Run {
     /// What the guest is promised; what this host gives today, sealed, if not given.
     #[arg(long, value_name = "FILE")]
     contract: Option<PathBuf>,
+    /// Where the interrupt controllers are, if the contract does not say: all in the kernel, or only the local APICs.
+    #[arg(long, value_name = "SHAPE", default_value = "kernel", value_parser = ["kernel", "split"], conflicts_with = "contract")]
+    irqchip: String,
     /// Facets that may differ from the contract, by name: a field, or a word with all its fields.
     #[arg(long, value_name = "FACET")]
     waive: Vec<String>,
@@ -57,7 +60,7 @@ impl Run {
         devices.extend(self.running.links.new_devices()?);
 
         let host = evenkeel_hosts::capture_here()?;
-        let promised = contract::choose(self.contract.as_deref(), Irqchip::Kernel.name(), self.vcpus, &host)?;
+        let promised = contract::choose(self.contract.as_deref(), &self.irqchip, self.vcpus, &host)?;
         let irqchip = Irqchip::by_name(&promised.shape).filter(|irqchip| *irqchip != Irqchip::None);
         let irqchip = irqchip.ok_or_else(|| {
             let what = format!("the contract is for shape `{}`", promised.shape);
