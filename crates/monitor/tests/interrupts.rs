@@ -66,7 +66,7 @@ fn kvm_delivers_what_the_ioapic_here_sends() {
 
     // A level, which is delivered again after its end as long as it is high.
     clear(&vcpu);
-    program(&interrupts, VECTOR + 1 | LEVEL);
+    program(&interrupts, (VECTOR + 1) | LEVEL);
     interrupts.set(PIN, true);
     let got = page(&vcpu);
     assert!(bit(&got, REQUEST, VECTOR + 1) && bit(&got, TRIGGER, VECTOR + 1), "a level");
