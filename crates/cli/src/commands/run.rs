@@ -36,8 +36,8 @@ pub struct Run {
     /// What the guest is promised; what this host gives today, sealed, if not given.
     #[arg(long, value_name = "FILE")]
     contract: Option<PathBuf>,
-    /// Where the interrupt controllers are, if the contract does not say: all in the kernel, or only the local APICs.
-    #[arg(long, value_name = "SHAPE", default_value = "kernel", value_parser = ["kernel", "split"], conflicts_with = "contract")]
+    /// Which interrupt controllers are in the kernel, where no contract's shape says: `split` puts the I/O APIC here.
+    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split"], conflicts_with = "contract")]
     irqchip: String,
     /// Facets that may differ from the contract, by name: a field, or a word with all its fields.
     #[arg(long, value_name = "FACET")]
