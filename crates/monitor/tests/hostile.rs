@@ -57,6 +57,9 @@ fn run(seeds: &[Vec<u8>], cases: u32, longest: usize, body: fn(&[u8]) -> Reached
     );
     // Bytes that are chosen at random, and programs of them that are repeated.
     let random = vec(any::<u8>(), 0..longest);
+    // EVENKEEL_FUZZ=N: N times as many, for a long run.
+    let times = std::env::var("EVENKEEL_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let cases = cases.saturating_mul(times);
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
