@@ -13,6 +13,8 @@ pub mod aarch64;
 pub mod acpi;
 pub mod devices;
 mod error;
+pub mod fuzzing;
+pub mod life;
 pub mod linux;
 mod machine;
 mod memory;
@@ -22,6 +24,7 @@ mod run;
 pub mod x86_64;
 
 pub use error::Error;
+pub use life::{End, Life, Phase};
 pub use machine::{Irqchip, Machine, Shape};
 pub use memory::view;
 pub use run::{Handler, Next, run};

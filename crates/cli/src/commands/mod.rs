@@ -7,6 +7,8 @@ pub mod capture;
 pub mod check;
 pub mod diff;
 pub mod explain;
+#[cfg(target_arch = "x86_64")]
+mod guest;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;

@@ -165,7 +165,8 @@ impl Snapshot {
     }
 }
 
-fn random() -> Result<Id, Failure> {
+/// An identity for what is saved.
+pub fn random() -> Result<Id, Failure> {
     let mut id = [0; 16];
     match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
         Ok(16) => Ok(Id(id)),

@@ -6,6 +6,8 @@ mod cache;
 #[cfg(target_arch = "x86_64")]
 pub mod capsules;
 mod fetch;
+#[cfg(target_arch = "x86_64")]
+mod journey;
 mod matrix;
 pub mod observe;
 mod registers;
@@ -116,6 +118,8 @@ enum What {
     /// A guest saved on each x86 kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
     #[cfg(target_arch = "x86_64")]
     Capsules(capsules::Capsules),
+    #[cfg(target_arch = "x86_64")]
+    Journey(journey::Journey),
 }
 
 impl Lab {
@@ -188,6 +192,17 @@ impl Lab {
                     names => choose(names, &cache)?,
                 };
                 capsules.run(&chosen, cache, global)
+            }
+            #[cfg(target_arch = "x86_64")]
+            What::Journey(journey) => {
+                let or = |names: &[String], usual: &[&str]| match names {
+                    [] => usual.iter().map(ToString::to_string).collect(),
+                    names => names.to_vec(),
+                };
+                let hosts = or(&journey.kernels, &["debian-6.1", "debian-6.12", "debian-7.3"]);
+                let hosts = choose(&hosts, &cache)?;
+                let guests = choose(&or(&journey.guest, &["debian-6.1"]), &cache)?;
+                journey.run(&hosts, &guests, cache, global)
             }
             What::Rounds(rounds) => {
                 let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
