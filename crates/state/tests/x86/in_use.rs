@@ -242,8 +242,7 @@ fn xen() -> Scene<'static> {
             ];
             let done = of_vm.map(|attr| s.vm.set(&KVM_XEN_HVM_SET_ATTR, &attr).is_ok());
             s.said.push(format!("{done:?}"));
-            let mut clock = vec![0; 48];
-            clock.copy_from_slice(&s.vm.get(&KVM_GET_CLOCK, 0).unwrap());
+            let clock = s.vm.get(&KVM_GET_CLOCK, 0).unwrap();
             let now = u64::from_le_bytes(clock[..8].try_into().unwrap());
             let of_vcpu = [
                 attribute(6, &7_u32.to_le_bytes()),
