@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
@@ -249,6 +249,7 @@ impl Restore {
         }
         let claim = self.claim(path, &guest, kernel)?;
         let live = Live::new();
+        let begin = Instant::now();
         let taken = match moved::take(&live, &image, &memory) {
             Ok(taken) => taken,
             Err(error) => {
@@ -270,7 +271,8 @@ impl Restore {
         let again = again.map_or(taken.image, |done| done.image);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let saved = guest.provenance.as_ref().map_or(now, |p| Duration::from_secs(p.saved_at));
-        let since = Elapsed::of(now.saturating_sub(saved) + Duration::from_secs(2));
+        // The wall clock here may be behind, and then only the time that it took here went by.
+        let since = Elapsed::of(now.saturating_sub(saved) + begin.elapsed() + Duration::from_secs(2));
         let again = state_compare(&image, &again, since);
         // What only one of the two kernels has was read back already: here it is about what both have.
         let both = again.iter().filter(|d| d.before.is_some() && d.after.is_some());
