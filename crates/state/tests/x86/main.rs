@@ -18,6 +18,7 @@ mod faults;
 mod scenes;
 mod stage;
 mod trap;
+mod turns;
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
 use evenkeel_state::{Cpu, Elapsed, Manifest, Parts, compare, x86};
