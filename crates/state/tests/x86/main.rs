@@ -11,6 +11,7 @@
 //! `EVENKEEL_CYCLES=1000` makes the guest go through so many cycles; `EVENKEEL_EDGES=all` looks for a scene for every edge.
 #![cfg(target_arch = "x86_64")]
 
+mod altered;
 mod asm;
 mod cycles;
 mod edges;
