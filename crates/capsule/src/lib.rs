@@ -26,6 +26,7 @@ pub mod fuzzing;
 pub mod header;
 pub mod index;
 mod load;
+mod overlap;
 mod provenance;
 mod read;
 mod write;

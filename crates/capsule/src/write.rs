@@ -1,21 +1,24 @@
 //! Writing a capsule.
 //!
-//! Memory is streamed: it is asked for some megabytes at a time, packed on several threads, and written in large pieces. The
-//! header comes last of all, so that what was not finished does not look like a capsule.
+//! Memory is streamed: it is asked for some megabytes at a time, packed on several threads while what is packed already is
+//! written in large pieces. The header comes last of all, so that what was not finished does not look like a capsule.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use evenkeel_surface::Arch;
 
-use crate::encode::{How, each, pack};
+use crate::encode::{How, Packed, pack};
 use crate::error::Refused;
 use crate::header::{self, ALIGN, Entry, HEADER, Header, Id, MAX_SECTION, MAX_SECTIONS, Root};
 use crate::index::{self, Chunk, Index, Kind, Region};
 use crate::names::{INDEX, MEMORY};
+use crate::overlap::each;
 use crate::read::Reader;
 
 /// Bytes of memory that are held at a time.
-const BATCH: u64 = 8 << 20;
+const BATCH: u64 = 32 << 20;
+/// Bytes that are written at a time: the sooner they are, the more of packing goes on beside it.
+const PIECE: usize = 1 << 20;
 
 /// A section other than memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -316,7 +319,7 @@ struct Chunks<'w, W> {
 }
 
 impl<W: Write + Seek> Chunks<'_, W> {
-    /// Packs some chunks that follow each other, and writes them in as few pieces as can be.
+    /// Packs some chunks that follow each other, and writes them in few pieces meanwhile.
     fn batch(
         &mut self,
         address: u64,
@@ -325,11 +328,11 @@ impl<W: Write + Seek> Chunks<'_, W> {
         index: &mut Vec<Chunk>,
     ) -> Result<(), Refused> {
         let how = self.how;
-        let packed = each(bytes.chunks(size).collect(), bytes.len(), |chunk| pack(chunk, how));
+        let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
         // What is stored as it is and follows each other.
         let mut run = 0..0;
-        for (i, (chunk, packed)) in bytes.chunks(size).zip(packed).enumerate() {
-            let begin = i * size;
+        let sink = |i: usize, packed: io::Result<Packed>| {
+            let (begin, chunk) = (i * size, chunks[i]);
             let packed = packed.map_err(Refused::io(MEMORY, self.base + self.end))?;
             let in_place = packed.kind == Kind::Raw;
             if !in_place {
@@ -359,9 +362,12 @@ impl<W: Write + Seek> Chunks<'_, W> {
                     self.gap = true;
                     self.end += chunk.len() as u64;
                 }
+                None if run.len() >= PIECE => self.put(&bytes[std::mem::take(&mut run)])?,
                 None => {}
             }
-        }
+            Ok(())
+        };
+        each(&chunks, bytes.len(), |context, chunk| pack(context, chunk, how), || (), sink).1?;
         self.put(&bytes[run])
     }
 

@@ -2,7 +2,7 @@
 //! something is refused by name.
 
 use evenkeel_contract::view::View;
-use evenkeel_state::packed::{Entry, Key, entries, put};
+use evenkeel_state::entries::{self, Entry, Key, put};
 use evenkeel_state::translate::{Destination, Refusal, Translated, translate, undo};
 use evenkeel_state::{Image, Item, Manifest, Owner};
 use evenkeel_surface::{Arch, Surface};
@@ -50,7 +50,7 @@ fn msrs_that_the_other_kernel_refuses_are_left_out_at_their_absent_value() {
     let done = to("debian-6.1", "kernel", &saved).expect("nothing is lost");
     let parts: Vec<&str> = done.log.iter().map(|r| r.part.as_str()).collect();
     assert_eq!(parts, ["msr.1db", "msr.1dc", "msr.1dd", "msr.1de"]);
-    let left: Vec<Key> = entries(&done.image.items[0]).unwrap().iter().map(|e| e.key).collect();
+    let left: Vec<Key> = entries::of(&done.image.items[0]).unwrap().iter().map(|e| e.key).collect();
     assert_eq!(left, [Key::Msr(0xc000_0080), Key::Msr(0x277)]);
     assert_eq!(undo(&done.image, &done.log), saved, "it can be put back");
     // The kernel that lists them takes them as they are.

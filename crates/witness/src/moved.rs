@@ -98,7 +98,10 @@ fn lent<'g, 'v: 'g, 'b: 'g>(
 }
 
 /// Everything that stays the same in a guest that is left alone.
-fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error> {
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error> {
     let mut record = Record::default();
     cpuid::observe(session, &mut record, "")?;
     msr::read_all(session, &mut record)?;

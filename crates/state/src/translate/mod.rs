@@ -11,7 +11,7 @@ use evenkeel_catalog::{self as catalog, TRANSLATORS};
 use evenkeel_contract::view::ItemKey;
 use evenkeel_surface::{Arch, Write};
 
-use crate::packed::{self, Entry};
+use crate::entries::{self, Entry};
 use crate::{Image, Item, Owner};
 
 pub use destination::Destination;
@@ -99,7 +99,7 @@ fn catalog_arch(arch: Arch) -> catalog::Arch {
 
 /// MSRs and registers that the host refuses.
 fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refused: &mut Vec<Refusal>) {
-    let Some(entries) = packed::entries(item) else { return };
+    let Some(entries) = entries::of(item) else { return };
     let mut kept = Vec::with_capacity(entries.len());
     for entry in entries {
         let key = entry.key();
@@ -143,7 +143,7 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
             kept.push(entry);
         }
     }
-    packed::put(item, &kept);
+    entries::put(item, &kept);
 }
 
 /// A section that the host has not, after all rules.
@@ -176,8 +176,8 @@ fn number(bytes: &[u8]) -> Option<u64> {
 impl Entry {
     fn key(&self) -> ItemKey {
         match self.key {
-            packed::Key::Msr(msr) => ItemKey::Msr(msr),
-            packed::Key::Reg(id) => ItemKey::Reg(id),
+            entries::Key::Msr(msr) => ItemKey::Msr(msr),
+            entries::Key::Reg(id) => ItemKey::Reg(id),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! the lab a file `edges.all` among those of `--send` says the same.
 #![cfg(target_arch = "x86_64")]
 
+mod altered;
 mod asm;
 mod cycles;
 mod edges;
@@ -20,6 +21,7 @@ mod in_use;
 mod scenes;
 mod stage;
 mod trap;
+mod turns;
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
 use evenkeel_state::{Cpu, Elapsed, Manifest, Parts, compare, x86};

@@ -9,7 +9,7 @@ use evenkeel_contract::view::ItemKey;
 use evenkeel_lab::{Arch as LabArch, Cache, Host, Options};
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, translate};
-use evenkeel_state::{Image, packed};
+use evenkeel_state::{Image, entries};
 use evenkeel_surface::Write;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -189,8 +189,8 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
     let Some(view) = views.iter().find(|view| view.shape == shape) else { return Ok(said) };
     let to = Destination { view, offer: &host.surface.offer };
     for item in &image.items {
-        for entry in packed::entries(item).unwrap_or_default() {
-            let packed::Key::Msr(msr) = entry.key else { continue };
+        for entry in entries::of(item).unwrap_or_default() {
+            let entries::Key::Msr(msr) = entry.key else { continue };
             let key = ItemKey::Msr(msr);
             let held = entry.value.get(..8).map_or(0, |b| evenkeel_sys::layout::long(b, 0));
             let shows = view.item(key).and_then(|item| item.reset);
