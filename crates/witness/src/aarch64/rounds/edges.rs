@@ -46,12 +46,12 @@ pub fn turn_edges(backend: &dyn Backend, kept: &Kept) -> Result<Vec<Turned>, Err
 /// What goes wrong in this order.
 fn restore(system: &System<'_>, kept: &Kept, order: &Order) -> Result<Option<String>, Error> {
     let begin = Instant::now();
-    let (revived, report) = revive_in(system, &kept.image, &kept.memory, order)?;
+    let (revived, report) = revive_in(system, &kept.saved.image, &kept.memory, order)?;
     if let Some(lost) = report.not_kept.first() {
         return Ok(Some(lost.to_string()));
     }
-    let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.image.manifest)?;
-    if let Some(difference) = differences(&kept.image, &again.image, begin).into_iter().next() {
+    let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.saved.image.manifest)?;
+    if let Some(difference) = differences(&kept.saved.image, &again.image, begin).into_iter().next() {
         return Ok(Some(difference));
     }
     let deadline = Deadline::new();

@@ -138,12 +138,13 @@ pub(super) struct Left {
     pub(super) counter: u64,
 }
 
-/// The machine, with its guest in memory; or what the host lacks.
+/// The machine, with its guest in memory.
 pub(super) fn machine<'s, 'b>(
     system: &'s System<'b>,
     image: &[u8],
     trial: Trial,
-) -> Result<Result<Machine<'s, 'b>, String>, Error> {
+    configure: &Configure<'_>,
+) -> Result<Machine<'s, 'b>, Error> {
     let lacks = |cap: u32, name: &str| -> Result<Option<String>, Error> {
         Ok((system.check_extension(cap)? <= 0).then(|| name.to_owned()))
     };
@@ -153,14 +154,13 @@ pub(super) fn machine<'s, 'b>(
         _ => None,
     };
     if let Some(lacking) = lacking {
-        return Ok(Err(lacking));
+        return Err(Error::Lacking(lacking));
     }
-    let configure = Configure::default();
-    let machine = Machine::new(system, trial.shape, abi::MEMORY, trial.vcpus, &configure)?;
+    let machine = Machine::new(system, trial.shape, abi::MEMORY, trial.vcpus, configure)?;
     let missing =
         if trial.scenario == Scenario::Lpi { machine.no_its.clone() } else { machine.no_gic.clone() };
     if let Some(missing) = missing {
-        return Ok(Err(missing));
+        return Err(Error::Lacking(missing));
     }
     if trial.scenario == Scenario::CounterOffset {
         let mut offset = [0; 16];
@@ -168,7 +168,7 @@ pub(super) fn machine<'s, 'b>(
         machine.vm().set(&KVM_ARM_SET_COUNTER_OFFSET, &offset)?;
     }
     load(machine.ram(), image)?;
-    Ok(Ok(machine))
+    Ok(machine)
 }
 
 fn write_w(address: u64, value: u64) -> Probe {
