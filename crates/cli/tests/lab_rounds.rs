@@ -2,8 +2,9 @@
 //! Boots kernels: ignored unless `EVENKEEL_REQUIRE_LAB` is set; then whatever is missing is a failure.
 #![cfg_attr(not(lab), allow(dead_code))]
 
-use std::path::Path;
 use std::process::{Command, Output};
+
+use serde_json::Value;
 
 /// Kernels whose idle hosts are resumed: the oldest, a stable and the newest.
 const RESUMED: [&str; 3] = ["debian-6.1-arm64-nvhe", "debian-6.12-arm64-nvhe", "debian-7.3-arm64-nvhe"];
@@ -64,9 +65,22 @@ fn spoilt_calls_are_told_and_do_no_harm() {
 #[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
 fn what_is_lost_between_kernels_is_what_was_foretold() {
     let folder = tempfile::tempdir().unwrap();
-    let path: &Path = folder.path();
-    let out = evenkeel(&[&["lab", "rounds"], &WHOLE[..], &["-o", path.to_str().unwrap()]].concat());
-    let text = String::from_utf8_lossy(&out.stdout);
-    assert_eq!(out.status.code(), Some(0), "{text}");
-    assert!(text.contains("9 of 9 guests lost the registers that were predicted, and no others"), "{text}");
+    let path = folder.path().to_str().unwrap();
+    let stopped = ["--stopped-in", "timer-expired", "-o", path, "--format", "json"];
+    let out = evenkeel(&[&["lab", "capsules"], &WHOLE[..], &stopped].concat());
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(0), "{}{told}", String::from_utf8_lossy(&out.stdout));
+    let square: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(square["pairs"].as_array().unwrap().len(), 9);
+    for pair in square["pairs"].as_array().unwrap() {
+        let count = |list: &str| pair[list].as_array().unwrap().len();
+        assert_eq!([count("disagree"), count("lost")], [0, 0], "{pair}");
+        let own = pair["from"] == pair["on"];
+        assert_eq!(own, count("forced") == 0, "each of these kernels lacks something of each other: {pair}");
+        assert!(!own || count("seen") == 0, "{pair}");
+    }
+    // Where all that 7.3 has not is what nobody can reach, the guest goes on.
+    let goes_on = |p: &&Value| p["from"] == "debian-6.12-arm64" && p["on"] == "debian-7.3-arm64";
+    let pair = square["pairs"].as_array().unwrap().iter().find(goes_on).unwrap();
+    assert_eq!(pair["refused"].as_array().map(Vec::len), Some(0), "{pair}");
 }

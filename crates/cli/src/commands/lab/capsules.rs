@@ -210,7 +210,7 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
                     if matches!(item.owner, Owner::Vm | Owner::Vcpu(0)) {
                         saved.insert(id);
                     }
-                    let held = entry.value.get(..8).map_or(0, |b| evenkeel_sys::layout::long(b, 0));
+                    let held = word(&entry.value);
                     let name = format!("{}/{}/{}", item.owner, item.name, register_name(id));
                     match registers::held(view, id, held) {
                         // What shows another register once more is not set where that one is.
@@ -251,6 +251,11 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
         said.refused = refused.iter().map(|r| format!("{}/{}", r.owner, r.part)).collect();
     }
     Ok(said)
+}
+
+/// A register's lowest 64 bits.
+fn word(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 fn implied(id: u64) -> bool {

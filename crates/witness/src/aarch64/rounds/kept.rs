@@ -27,6 +27,8 @@ pub struct Kept {
     pub saved: Saved,
     /// Its memory.
     pub memory: Copied,
+    /// Its memory before it was saved, where somebody wants to know what saving writes into it.
+    pub early: Option<Copied>,
     /// What it saw before.
     pub seen: Observation,
     /// Saving took this long.
@@ -98,6 +100,7 @@ impl Kept {
             trial: Trial { shape, vcpus, scenario },
             saved: Saved { image, gaps: Vec::new(), absent: Vec::new() },
             memory: Copied(slots.collect()),
+            early: None,
             seen: Record::default().finish(Arch::Aarch64, shape.name(), Volatile::default()),
             took: Duration::ZERO,
             left,

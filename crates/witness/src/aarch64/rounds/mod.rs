@@ -22,7 +22,7 @@ use evenkeel_sys::{Backend, Deadline, System};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::aarch64::programs::{look, looks};
+use crate::aarch64::programs::{derive, look, looks};
 use crate::aarch64::session::Session;
 use crate::compare::compare as observed;
 use crate::moved::Taken;
@@ -150,6 +150,7 @@ pub fn keep(
     look(&mut first, &looks())?;
     let seen = observe(&mut first, trial)?;
     let left = scenarios::stop(trial.scenario, &machine, &mut first)?;
+    let early = Some(Copied::of(&noting.memory(0))?);
 
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
@@ -158,7 +159,7 @@ pub fn keep(
     let saved = arm64::save(&mut parts(&machine, runners), &manifest)?;
     let took = begin.elapsed();
     let memory = Copied::of(&noting.memory(0))?;
-    Ok(Kept { trial, saved, memory, seen, took, left })
+    Ok(Kept { trial, saved, memory, early, seen, took, left })
 }
 
 /// Restores what was kept, here or on another host, and lets the guest go on.
@@ -197,6 +198,7 @@ fn observe(session: &mut Session<'_, '_, '_>, trial: Trial) -> Result<Observatio
             record.saw(name, saw);
         }
     }
+    derive(&mut record, trial.shape.name());
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     Ok(record.finish(Arch::Aarch64, trial.shape.name(), Volatile { kernel, ..Volatile::default() }))
 }
