@@ -2,8 +2,10 @@
 //! Boots kernels: ignored unless `EVENKEEL_REQUIRE_LAB` is set; then whatever is missing is a failure.
 #![cfg_attr(not(lab), allow(dead_code))]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
+use evenkeel_catalog::{Arch, EDGES};
 use serde_json::Value;
 
 /// Kernels whose idle hosts are resumed: the oldest, a stable and the newest.
@@ -83,4 +85,50 @@ fn what_is_lost_between_kernels_is_what_was_foretold() {
     let goes_on = |p: &&Value| p["from"] == "debian-6.12-arm64" && p["on"] == "debian-7.3-arm64";
     let pair = square["pairs"].as_array().unwrap().iter().find(goes_on).unwrap();
     assert_eq!(pair["refused"].as_array().map(Vec::len), Some(0), "{pair}");
+}
+
+/// Each edge of the order is turned round, in the scenarios that the catalog names and no others: what goes wrong shows what it
+/// is for. The others are implied, or known from their sources alone.
+#[test]
+#[cfg_attr(not(lab), ignore = "boots kernels: set EVENKEEL_REQUIRE_LAB")]
+fn edges_that_are_turned_round_show() {
+    let mine = || EDGES.iter().filter(|e| e.arch == Arch::Aarch64 && e.phase != "apply");
+    let scenarios: BTreeSet<&str> = mine().map(|e| e.shown_by).filter(|by| !by.is_empty()).collect();
+    let mut args = vec!["--edges", "--shape", "pmu", "--vcpus", "2"];
+    args.extend(scenarios.iter().flat_map(|scenario| ["--scenario", scenario]));
+    let (text, code) = lab(&["debian-6.12-arm64-nvhe"], &args);
+    assert_eq!(code, Some(0), "{text}");
+    // A heading `pmu 2 lpi:`, then a line an edge.
+    let mut shown: BTreeMap<&str, BTreeMap<&str, &str>> = BTreeMap::new();
+    let mut scenario = "";
+    for line in text.lines() {
+        if let Some(heading) = line.trim().strip_prefix("pmu 2 ") {
+            scenario = heading.trim_end_matches(':');
+        } else if let Some((edge, what)) =
+            line.trim().split_once(": ").filter(|(e, _)| e.contains(" before "))
+        {
+            shown.entry(scenario).or_default().insert(edge, what);
+        }
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for e in mine() {
+        let name = format!("{} {} before {}", e.phase, e.before, e.after);
+        let said: Vec<&str> = shown.values().filter_map(|all| all.get(name.as_str()).copied()).collect();
+        assert_eq!(said.len(), scenarios.len(), "{name}: {text}");
+        let told = shown.get(e.shown_by).and_then(|all| all.get(name.as_str()).copied());
+        let kind = match told {
+            _ if said[0].starts_with("cannot be turned") => "implied",
+            Some(what) if what != "nothing shows" => "shown",
+            _ => "documented",
+        };
+        *counts.entry(kind).or_default() += 1;
+        if (kind == "shown") == e.shown_by.is_empty() {
+            wrong.push(format!("{name}: {kind}, and the catalog says `{}`", e.shown_by));
+        }
+        println!("{name}: {kind}: {}", told.unwrap_or_default());
+    }
+    println!("{counts:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(counts.get("shown").copied().unwrap_or(0) >= 9, "{counts:?}");
 }

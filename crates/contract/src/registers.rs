@@ -92,7 +92,10 @@ pub fn held(on: &View, id: u64, value: u64) -> Write {
         };
     }
     if is_mended(id) {
-        return Write::Kept;
+        // The poison that older kernels leave in PMU registers: bits that no counter has.
+        let host = on.item(ItemKey::Reg(id)).and_then(|i| i.reset).unwrap_or(value);
+        let masked = catalog::reg(id).map_or(0, |reg| reg.masked);
+        return if (value & !host & masked) >> 32 == 0 { Write::Kept } else { Write::Altered };
     }
     let at = Coord::Reg(id);
     if on.word(at).is_some() || index_of(at) != UNKNOWN {

@@ -98,7 +98,7 @@ fn turned(all: &[Turned]) -> (u8, String) {
             (None, true) => "cannot be turned: others ask for the same",
             (None, false) => "nothing shows",
         };
-        text += &format!("  {} before {}: {shown}\n", t.before, t.after);
+        text += &format!("  {} {} before {}: {shown}\n", t.phase, t.before, t.after);
     }
     let shown = all.iter().filter(|t| t.shown.is_some()).count();
     (0, text + &format!("  {shown} of {} edges show\n", all.len()))

@@ -122,16 +122,7 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
             _ => 0,
         };
         let untouched = |absent: u64| held.is_some_and(|held| held & !computed == absent & !computed);
-        if taken == Some(Write::Altered) {
-            refused.push(Refusal {
-                owner: item.owner,
-                part: key.to_string(),
-                title: [known.name.as_str(), known.title].join(": "),
-                value: entry.value.clone(),
-                because: "the host takes it, and holds it with another value".to_owned(),
-            });
-            kept.push(entry);
-        } else if alias || known.droppable_at.is_some_and(untouched) {
+        if alias || known.droppable_at.is_some_and(untouched) {
             let because = match known.alias_of {
                 Some(of) => format!("{of} holds the same, and is there"),
                 None => "it holds what a guest finds that never touched it".to_owned(),
@@ -146,6 +137,15 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
                 after: None,
                 because,
             });
+        } else if taken == Some(Write::Altered) {
+            refused.push(Refusal {
+                owner: item.owner,
+                part: key.to_string(),
+                title: [known.name.as_str(), known.title].join(": "),
+                value: entry.value.clone(),
+                because: "the host takes it, and holds it with another value".to_owned(),
+            });
+            kept.push(entry);
         } else if held.is_some() && to.shows(key) == held {
             // What the host shows by itself need not be taken: reading back decides.
             kept.push(entry);
