@@ -75,10 +75,8 @@ enum Command {
     #[command(hide = true)]
     Rounds(commands::rounds::Rounds),
     /// Starts a guest that looks at everything, and saves it into a capsule.
-    #[cfg(target_arch = "x86_64")]
     Snapshot(commands::snapshot::Snapshot),
     /// Restores the guest in a capsule here, and asks it what it sees.
-    #[cfg(target_arch = "x86_64")]
     Restore(commands::restore::Restore),
     /// Runs a Linux guest.
     #[cfg(target_arch = "x86_64")]
@@ -129,9 +127,7 @@ fn main() -> ExitCode {
         Command::Hosts(c) => c.run(global),
         Command::Registers(c) => c.run(global),
         Command::Rounds(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
         Command::Snapshot(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
         Command::Restore(c) => c.run(global),
         #[cfg(target_arch = "x86_64")]
         Command::Run(c) => c.run(global),

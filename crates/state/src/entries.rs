@@ -40,7 +40,15 @@ fn is_msrs(item: &Item) -> bool {
 }
 
 fn is_registers(item: &Item) -> bool {
-    matches!(item.name.as_str(), "registers" | "arm64-registers" | "one-regs")
+    const NAMES: [&str; 6] = [
+        "registers",
+        "arm64-registers",
+        "arm64-id-registers",
+        "arm64-firmware-registers",
+        "arm64-counters",
+        "one-regs",
+    ];
+    NAMES.contains(&item.name.as_str())
 }
 
 /// The entries, in their order; none for an item that is no such list, or is cut off.

@@ -152,3 +152,35 @@ fn nested_state_with_a_pat_of_its_own_goes_where_the_kernel_knows_it_or_nowhere(
     assert!(refused[0].because.contains("svm.gpat"), "{refused:?}");
     assert_eq!(to("debian-7.3", "kernel", &with(6)).expect("it knows").log, vec![]);
 }
+
+/// A register of arm64 may be listed and not take the value: it is refused by name before anything is set.
+#[test]
+fn registers_that_do_not_take_a_value_are_refused_and_computed_bits_are_no_value() {
+    let id = |name: &str, list: &[(u64, u64)]| Item { name: name.to_owned(), ..registers(list) };
+    // PSCI 1.3, which 6.12 has not, and 1.1, which both have.
+    let psci = 0x6030_0000_0014_0000;
+    let saved = image(Arch::Aarch64, vec![id("arm64-firmware-registers", &[(psci, 0x1_0003)])]);
+    let refused = to("debian-6.12-arm64", "full", &saved).unwrap_err();
+    assert_eq!(refused[0].part, "reg.6030000000140000");
+    assert_eq!(refused[0].because, "the host does not take this value");
+    assert!(to("debian-7.3-arm64", "full", &saved).is_ok());
+    let saved = image(Arch::Aarch64, vec![id("arm64-firmware-registers", &[(psci, 0x1_0001)])]);
+    assert!(to("debian-6.12-arm64", "full", &saved).is_ok());
+    // PMCR_EL0 with codes of an implementer, which 6.12 takes and does not hold.
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_dce0, 0x4101_30a8)])]);
+    let refused = to("debian-6.12-arm64", "full", &saved).unwrap_err();
+    assert!(refused[0].because.contains("another value"), "{refused:?}");
+    // KVM's poison in PMU registers that nobody touched, which 6.12 would take and mask.
+    let poison = 0x1de7_ec7e_dbad_c0de;
+    let list = [(0x6030_0000_0013_df40, poison), (0x6030_0000_0013_dce1, poison)];
+    let saved = image(Arch::Aarch64, vec![registers(&list)]);
+    let done = to("debian-6.12-arm64", "full", &saved).expect("nothing is lost");
+    assert_eq!(done.log.len(), 2);
+    assert_eq!(undo(&done.image, &done.log), saved);
+    // CNTP_CTL_EL0 with ISTATUS, which KVM computes: nobody touched the timer.
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_df11, 4)])]);
+    let done = to("debian-6.1-arm64", "full", &saved).expect("nothing is lost");
+    assert_eq!(done.log[0].part, "reg.603000000013df11");
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_df11, 1)])]);
+    assert!(to("debian-6.1-arm64", "full", &saved).is_err());
+}

@@ -12,20 +12,19 @@ mod guest;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;
+mod moving;
 pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
 pub mod predict;
 pub mod registers;
-#[cfg(target_arch = "x86_64")]
 pub mod restore;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod run;
 pub mod schema;
 pub mod seal;
-#[cfg(target_arch = "x86_64")]
 pub mod snapshot;
 pub mod survive;
 pub mod survive_state;

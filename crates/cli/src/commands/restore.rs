@@ -14,9 +14,9 @@ use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
 use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
 use evenkeel_surface::Surface;
-use evenkeel_sys::Live;
 use evenkeel_witness::compare::{Difference, compare};
-use evenkeel_witness::{moved, observation};
+use evenkeel_witness::moved::{MoveError, SEEN, STOPPED};
+use evenkeel_witness::observation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ use super::guest::{
     Running,
     revive::{self, Found, Here},
 };
-use super::snapshot::{ARCH, SEEN};
+use super::moving::{self, ARCH};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -90,6 +90,9 @@ pub struct One {
     pub second: Vec<String>,
     /// Where a third saving differs from the second.
     pub third: Vec<String>,
+    /// What of that which was pending the guest met otherwise than it should.
+    #[serde(default)]
+    pub met: Vec<String>,
     /// How many things the guest saw as before.
     pub alike: usize,
     /// What it saw otherwise.
@@ -115,7 +118,7 @@ pub struct Change {
 impl One {
     /// Nothing was lost, and the guest saw no difference.
     pub fn whole(&self) -> bool {
-        let lists = [&self.refused, &self.second, &self.third];
+        let lists = [&self.refused, &self.second, &self.third, &self.met];
         lists.into_iter().all(Vec::is_empty) && self.not_kept.is_empty() && self.otherwise.is_empty()
     }
 }
@@ -248,13 +251,13 @@ impl Restore {
             }
         }
         let claim = self.claim(path, &guest, kernel)?;
-        let live = Live::new();
         let begin = Instant::now();
-        let taken = match moved::take(&live, &image, &memory) {
+        let section = |name: &str| guest.carried.iter().find(|s| s.name == name).map(|s| s.bytes.as_slice());
+        let taken = match moving::take(&image, &memory, section(STOPPED)) {
             Ok(taken) => taken,
             Err(error) => {
                 // It never ran.
-                if let (Some(claim), moved::MoveError::Refused(_)) = (claim, &error) {
+                if let (Some(claim), MoveError::Refused(_) | MoveError::Stopped(_)) = (claim, &error) {
                     claim.release().map_err(|e| Failure::file(path, &e))?;
                 }
                 one.refused.push(error.to_string());
@@ -279,8 +282,9 @@ impl Restore {
         one.second = both.map(ToString::to_string).collect();
         one.third = taken.third.iter().map(ToString::to_string).collect();
         one.took_us = u64::try_from(taken.took.as_micros()).unwrap_or(u64::MAX);
-        if let Some(section) = guest.carried.iter().find(|s| s.name == SEEN) {
-            let before = observation::read(&section.bytes)
+        one.met = taken.met;
+        if let Some(bytes) = section(SEEN) {
+            let before = observation::read(bytes)
                 .map_err(|e| Failure::bad(format!("{}: {SEEN}: {e}", path.display()), ""))?;
             let compared = compare(&before, &taken.seen);
             one.alike = compared.alike;
@@ -407,7 +411,9 @@ fn text(told: &Restored) -> String {
                 let _ = writeln!(w, "  {head}: {}{how}: {} → {}", c.what, c.before, c.after);
             }
         }
-        for (head, list) in [("saved again", &one.second), ("saved a third time", &one.third)] {
+        for (head, list) in
+            [("saved again", &one.second), ("saved a third time", &one.third), ("the guest met", &one.met)]
+        {
             for line in list {
                 let _ = writeln!(w, "  {head}: {line}");
             }

@@ -28,13 +28,10 @@ pub enum Document {
     /// What `diff` of two capsules prints.
     CapsuleDiff,
     /// What `snapshot` prints.
-    #[cfg(target_arch = "x86_64")]
     Snapshot,
     /// What `restore` prints.
-    #[cfg(target_arch = "x86_64")]
     Restored,
     /// What `lab capsules` prints.
-    #[cfg(target_arch = "x86_64")]
     LabCapsules,
     /// What `check` prints.
     Check,
@@ -66,11 +63,8 @@ impl Document {
     /// The JSON Schema, made from the types that are printed.
     pub fn schema(self) -> Schema {
         match self {
-            #[cfg(target_arch = "x86_64")]
             Document::Snapshot => schemars::schema_for!(super::snapshot::Snapshotted),
-            #[cfg(target_arch = "x86_64")]
             Document::Restored => schemars::schema_for!(super::restore::Restored),
-            #[cfg(target_arch = "x86_64")]
             Document::LabCapsules => schemars::schema_for!(super::lab::capsules::CapsuleSquare),
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
