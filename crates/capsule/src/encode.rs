@@ -114,7 +114,7 @@ fn unpack_pages(stored: &[u8], into: &mut [u8]) -> Result<(), &'static str> {
 }
 
 /// How many threads are worth it: packing and verifying is bound by the CPU, and a guest that is stopped waits for it.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get).min(8)
 }
 
