@@ -25,7 +25,8 @@ pub(crate) struct Stored {
 impl Stored {
     /// Of a capsule whose index was read, in this file.
     pub fn of<R: Read + Seek>(reader: &Reader<R>, file: &File, guest: &Guest) -> Result<Stored, Error> {
-        let index = reader.index().ok_or_else(|| Error::Places("the capsule's index was not read".to_owned()))?;
+        let index =
+            reader.index().ok_or_else(|| Error::Places("the capsule's index was not read".to_owned()))?;
         if index.regions != guest.regions() {
             return Err(Error::Places("the guest's regions are not the capsule's".to_owned()));
         }
@@ -72,7 +73,9 @@ pub fn load<R: Read + Seek>(reader: &Reader<R>, file: &File, guest: &Guest) -> R
         let (mut room, mut unpacked, mut bytes) = (Vec::new(), Vec::new(), 0);
         while !over.load(Ordering::Relaxed) {
             let first = next.fetch_add(SHARE, Ordering::Relaxed);
-            let Some(share) = stored.chunks.get(first..(first + SHARE).min(stored.chunks.len())) else { break };
+            let Some(share) = stored.chunks.get(first..(first + SHARE).min(stored.chunks.len())) else {
+                break;
+            };
             if share.is_empty() {
                 break;
             }

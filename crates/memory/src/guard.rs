@@ -60,6 +60,14 @@ impl Guard {
     /// What a host must have.
     pub const FEATURES: Features = Features::WP.and(Features::WP_SHMEM);
 
+    /// Whether this host has what it takes, asked before there is a guest: the error says what to do.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn preflight(device: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+        Ok(Uffd::new(device, Guard::FEATURES, Features::default()).map(drop)?)
+    }
+
     /// Guards this memory, with `device`, an open `/dev/userfaultfd`, if one was passed. At most `room` bytes of copies are
     /// held for those who write faster than is saved; who writes more waits.
     ///
@@ -79,7 +87,8 @@ impl Guard {
         let bell = rustix::event::eventfd(0, flags).map_err(io::Error::from)?;
         let bell = Arc::new(File::from(bell));
         let (theirs, rung) = (shared.clone(), bell.clone());
-        let server = std::thread::Builder::new().name("guard".to_owned()).spawn(move || theirs.serve(&rung))?;
+        let server =
+            std::thread::Builder::new().name("guard".to_owned()).spawn(move || theirs.serve(&rung))?;
         Ok(Guard { shared, server: Some(server), bell })
     }
 
@@ -310,8 +319,8 @@ impl Inner {
     fn take(&self, ram: usize, at: u64, into: &mut [u8]) -> io::Result<()> {
         let length = into.len() as u64;
         // Of a chunk that is asked for in parts, all is copied aside at the first.
-        let whole = at % CHUNK == 0
-            && (length % CHUNK == 0 || at + length == self.guest.rams()[ram].len() as u64);
+        let whole = at.is_multiple_of(CHUNK)
+            && (length.is_multiple_of(CHUNK) || at + length == self.guest.rams()[ram].len() as u64);
         let first = self.first[ram] + (at / CHUNK) as u32;
         let count = (at + length).div_ceil(CHUNK) as u32 - (at / CHUNK) as u32;
         let mut taken = Vec::new();

@@ -46,7 +46,11 @@ impl Guest {
             let after = guest.checked_add(*length);
             match after {
                 Some(after) if within && pages && *length > 0 && *guest >= end => end = after,
-                _ => return Err(Error::Places(format!("{length:#x} bytes at {guest:#x}, from {offset:#x} on"))),
+                _ => {
+                    return Err(Error::Places(format!(
+                        "{length:#x} bytes at {guest:#x}, from {offset:#x} on"
+                    )));
+                }
             }
             if !rams.iter().any(|known| Arc::ptr_eq(known, ram)) {
                 rams.push(ram.clone());
@@ -79,9 +83,8 @@ impl Guest {
     pub(crate) fn find(&self, address: u64, length: u64) -> io::Result<(usize, u64)> {
         let place = self.places.partition_point(|place| place.guest <= address).checked_sub(1);
         let place = place.map(|at| &self.places[at]);
-        let found = place.filter(|place| {
-            address.checked_add(length).is_some_and(|end| end <= place.guest + place.length)
-        });
+        let found = place
+            .filter(|place| address.checked_add(length).is_some_and(|end| end <= place.guest + place.length));
         let found = found.and_then(|place| {
             let ram = self.rams.iter().position(|ram| Arc::ptr_eq(ram, &place.ram))?;
             Some((ram, place.offset + (address - place.guest)))

@@ -55,6 +55,14 @@ impl Lazy {
     /// What a host must have.
     pub const FEATURES: Features = Features::MISSING_SHMEM;
 
+    /// Whether this host has what it takes, asked before there is a guest: the error says what to do.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn preflight(device: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+        Ok(Uffd::new(device, Lazy::FEATURES, Features::default()).map(drop)?)
+    }
+
     /// Begins to load the memory of a capsule, of which `reader` has read the index, into a guest whose memory was never touched;
     /// from here on the guest may run. `file` is what `reader` reads; `device` an open `/dev/userfaultfd`, if one was passed.
     /// Nobody sees a chunk that is damaged: who waits for it waits on, `alarm` is called, and is to stop the machine.
@@ -199,6 +207,7 @@ impl Shared {
 
     fn serve(&self, bell: &File) {
         let (mut faults, mut stored, mut unpacked) = (Vec::new(), Vec::new(), Vec::new());
+        let page = rustix::param::page_size() as u64;
         loop {
             let waited = wait(&self.uffd, bell).and_then(|rung| {
                 faults.clear();
@@ -213,12 +222,13 @@ impl Shared {
                 self.wanted.fetch_add(1, Ordering::Relaxed);
                 let done = match self.chunk_of(&fault) {
                     Some(chunk) => self.put(chunk, &mut stored, &mut unpacked).and_then(|()| {
-                        let page = fault.at & !4095;
                         // It may have been there already: whoever waits looks again.
-                        Ok(self.uffd.wake(fault.ram, page, 4096)?)
+                        Ok(self.uffd.wake(fault.ram, fault.at & !(page - 1), page)?)
                     }),
                     // Memory that belongs to no place of the guest is zero.
-                    None => self.uffd.zero(fault.ram, fault.at & !4095, 4096).map(drop).map_err(Error::from),
+                    None => {
+                        self.uffd.zero(fault.ram, fault.at & !(page - 1), page).map(drop).map_err(Error::from)
+                    }
                 };
                 if let Err(error) = done {
                     self.fail(error);
@@ -229,8 +239,7 @@ impl Shared {
 
     fn chunk_of(&self, fault: &PageFault) -> Option<usize> {
         let places = self.numbers.get(&fault.ram)?;
-        let (at, _, guest) =
-            places.iter().find(|(at, length, _)| (*at..at + length).contains(&fault.at))?;
+        let (at, _, guest) = places.iter().find(|(at, length, _)| (*at..at + length).contains(&fault.at))?;
         self.index.chunk_at(guest + (fault.at - at))
     }
 }

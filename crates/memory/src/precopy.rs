@@ -58,6 +58,10 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
             Place { guest, ram: ram.clone(), offset, length }
         };
         let guest = Guest::new(slots.iter().map(place).collect())?;
+        // A bit of the log is a page of the host.
+        if rustix::param::page_size() != 4096 {
+            return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
+        }
         let manual = vm.manual_dirty_log()?;
         Ok(DirtyLog { vm, slots, marks, manual, guest })
     }
@@ -138,8 +142,8 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
                 // Cleared before it is copied: what is written meanwhile is told the next time.
                 for first in (0..all).step_by(PART as usize) {
                     let part = (all - first).min(PART);
-                    let these =
-                        &words[(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
+                    let these = &words
+                        [(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
                     if these.iter().any(|&word| word != 0) {
                         self.vm.clear_dirty(slot.number, first, part as u32, these)?;
                     }

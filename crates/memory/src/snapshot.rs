@@ -176,7 +176,9 @@ struct Begun {
 
 impl Begun {
     fn told(self, way: String) -> Report {
-        let Begun { before, pause, save, freeze, resume, write, rounds, last, served, digest, written, .. } = self;
+        let Begun {
+            before, pause, save, freeze, resume, write, rounds, last, served, digest, written, ..
+        } = self;
         let blackout = pause + save + freeze + resume;
         Report {
             way,

@@ -337,6 +337,8 @@ fn without_a_userfaultfd_the_refusal_says_what_to_do() {
     let other = std::fs::File::open("/dev/null").unwrap();
     let refused = Guard::new(guest(&ram), Some(std::os::fd::AsFd::as_fd(&other)), MIB as u64).unwrap_err();
     assert!(matches!(refused, Error::NoUffd(_)), "{refused}");
+    assert!(Guard::preflight(Some(std::os::fd::AsFd::as_fd(&other))).is_err());
+    assert_eq!(Guard::preflight(None).is_ok(), Guard::new(guest(&ram), None, MIB as u64).is_ok());
     let forbidden = evenkeel_sys::NoUffd::Forbidden(evenkeel_sys::Errno::EPERM).to_string();
     assert!(forbidden.contains("pass an open /dev/userfaultfd"), "{forbidden}");
 }

@@ -87,7 +87,8 @@ fn nobody_sees_a_chunk_that_was_changed() {
     assert_eq!(told.load(Ordering::Relaxed), 1);
     // A system call that would read it gets an error, or waits where the kernel has no poison: only where it has is it tried.
     let mut into = tempfile::tempfile().unwrap();
-    let view = vm_memory::GuestRegionMmap::with_arc(ram.region().clone(), vm_memory::GuestAddress(0)).unwrap();
+    let view =
+        vm_memory::GuestRegionMmap::with_arc(ram.region().clone(), vm_memory::GuestAddress(0)).unwrap();
     let view = vm_memory::GuestMemoryMmap::<()>::from_regions(vec![view]).unwrap();
     if loading.poisons() {
         use vm_memory::Bytes as _;

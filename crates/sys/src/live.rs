@@ -46,7 +46,9 @@ impl Live {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         match memory.iter().find(|(given, _)| *given == place) {
             Some((_, ram)) if payload.len() >= crate::vm::dirty_bytes(ram.len() as u64) => Ok(()),
-            _ => Err(Refusal::Nonsense("no such slot, or no room for a bit for each of its pages".to_owned())),
+            _ => {
+                Err(Refusal::Nonsense("no such slot, or no room for a bit for each of its pages".to_owned()))
+            }
         }
     }
 

@@ -40,8 +40,7 @@ impl Mapping {
 
     /// What rust-vmm has mapped, without mapping it again.
     fn lent(region: Arc<MmapRegion>) -> Result<Mapping, Refusal> {
-        let base =
-            NonNull::new(region.as_ptr()).ok_or_else(|| Refusal::Nonsense("mmap at 0".to_owned()))?;
+        let base = NonNull::new(region.as_ptr()).ok_or_else(|| Refusal::Nonsense("mmap at 0".to_owned()))?;
         Ok(Mapping { base, len: region.size(), owner: Some(region) })
     }
 

@@ -154,7 +154,8 @@ fn make(device: Option<BorrowedFd<'_>>) -> Result<OwnedFd, NoUffd> {
     };
     if let Some(device) = device {
         let device = device.try_clone_to_owned();
-        let device = device.map_err(|e| NoUffd::Failed(Errno(e.raw_os_error().unwrap_or_default()).into()))?;
+        let device =
+            device.map_err(|e| NoUffd::Failed(Errno(e.raw_os_error().unwrap_or_default()).into()))?;
         return ask(device).map(own);
     }
     match rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
@@ -185,11 +186,7 @@ impl Uffd {
     ///
     /// # Errors
     /// There is none, or none with these features.
-    pub fn new(
-        device: Option<BorrowedFd<'_>>,
-        asked: Features,
-        wanted: Features,
-    ) -> Result<Uffd, NoUffd> {
+    pub fn new(device: Option<BorrowedFd<'_>>, asked: Features, wanted: Features) -> Result<Uffd, NoUffd> {
         // What there is, is told by one of which nothing is asked; it can be greeted only once.
         let there = greet(&make(device)?, Features::default()).map_err(NoUffd::Failed)?;
         if !there.has(asked) {
@@ -276,7 +273,10 @@ impl Uffd {
     /// As the kernel says.
     pub fn copy(&self, ram: usize, at: u64, from: &[u8]) -> Result<u64, Refusal> {
         let mut bytes = [0; 40];
-        put(&mut bytes, &[self.address(ram, at, from.len() as u64)?, from.as_ptr() as u64, from.len() as u64]);
+        put(
+            &mut bytes,
+            &[self.address(ram, at, from.len() as u64)?, from.as_ptr() as u64, from.len() as u64],
+        );
         self.fill(&COPY, &mut bytes, 32)
     }
 
@@ -334,7 +334,8 @@ impl Uffd {
         let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         for message in bytes[..length].chunks_exact(MESSAGE).filter(|message| message[0] == PAGEFAULT) {
             let (flags, address) = (long(message, 8), long(message, 16));
-            let within = |ram: &Arc<Ram>| (ram.address()..ram.address() + ram.len() as u64).contains(&address);
+            let within =
+                |ram: &Arc<Ram>| (ram.address()..ram.address() + ram.len() as u64).contains(&address);
             let Some(ram) = memory.iter().position(within) else { continue };
             let cause = match flags {
                 _ if flags & FLAG_WP != 0 => Cause::WriteProtect,

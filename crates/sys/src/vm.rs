@@ -83,7 +83,8 @@ impl<'b> Vm<'b> {
         head[4..8].copy_from_slice(&pages.to_ne_bytes());
         head[8..16].copy_from_slice(&first.to_ne_bytes());
         let arg = Arg::Pointing { head: &head, payload: &mut payload };
-        self.call(&KVM_CLEAR_DIRTY_LOG, arg, format_args!("slot {slot}, {pages} pages from {first}")).map(drop)
+        self.call(&KVM_CLEAR_DIRTY_LOG, arg, format_args!("slot {slot}, {pages} pages from {first}"))
+            .map(drop)
     }
 
     /// KVM_CREATE_IRQCHIP (x86): PIC, IOAPIC and local APICs in the kernel.
