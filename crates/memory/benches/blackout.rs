@@ -1,7 +1,8 @@
 //! `cargo bench -p evenkeel-memory`: how long a guest stands still for a snapshot, how fast its memory is written beside write(2)
 //! of as many bytes into a fresh memfd, and how long it takes from a new process to the first byte that a restored guest puts out,
 //! beside the same with memory that is there already. Prints tables; decides nothing. All files are memfds, so that no disk is
-//! measured. `BLACKOUT_MIB=1024,4096` says which guests; `BLACKOUT_RUNS=7` how often.
+//! measured. `BLACKOUT_MIB=1024,4096` says which guests; `BLACKOUT_RUNS=7` how often;
+//! `BLACKOUT_RESTORES_ONLY=1` leaves the snapshots out.
 
 #[cfg(target_arch = "x86_64")]
 #[path = "../tests/common/mod.rs"]
@@ -260,7 +261,8 @@ mod x86 {
         }
         let runs = of("BLACKOUT_RUNS", "7")[0].max(1);
         let sizes = of("BLACKOUT_MIB", "1024,4096");
-        for &mib in &sizes {
+        let only = std::env::var_os("BLACKOUT_RESTORES_ONLY").is_some();
+        for &mib in sizes.iter().filter(|_| !only) {
             for (rate, logged) in [(0, false), (200, false), (200, true)] {
                 pauses(mib, rate, logged, runs);
             }

@@ -18,6 +18,11 @@ use evenkeel_sys::{Features, PageFault, Uffd, Watch, wait};
 use crate::eager::Stored;
 use crate::{Error, Guest};
 
+/// As long as nobody waited for anything, memory is filled in.
+const CALM: Duration = Duration::from_millis(10);
+/// But it is begun with after this at the latest.
+const PATIENCE: Duration = Duration::from_millis(300);
+
 /// What became of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
@@ -181,8 +186,22 @@ impl Shared {
         Ok(())
     }
 
+    /// Who waits comes first: until the guest has begun, and what it wants at once is there, the CPUs are left to it.
+    fn let_begin(&self) {
+        let (begin, mut last) = (Instant::now(), 0);
+        while begin.elapsed() < PATIENCE && !self.over.load(Ordering::Relaxed) {
+            std::thread::sleep(CALM);
+            let wanted = self.wanted.load(Ordering::Relaxed);
+            if wanted > 0 && wanted == last {
+                return;
+            }
+            last = wanted;
+        }
+    }
+
     fn fill(&self) -> Option<Duration> {
         let begin = Instant::now();
+        self.let_begin();
         let (mut stored, mut unpacked) = (Vec::new(), Vec::new());
         // What is zero comes to be by itself, when all else is there.
         let stores = |chunk: &usize| self.stored.chunks[*chunk].kind != Kind::Zero;
