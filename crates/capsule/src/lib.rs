@@ -37,7 +37,7 @@ pub use index::{Chunk, Index, Kind, Region};
 pub use load::Loaded;
 pub use provenance::{Exposed, Provenance};
 pub use read::{Known, Reader, known};
-pub use write::{Draft, Layout, Section, Slices, Source, Written};
+pub use write::{Draft, Layout, Section, Shared, Slices, Source, Written};
 
 /// The format that this crate writes.
 pub const FORMAT: u16 = 1;

@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 const TAKE: usize = 256 << 10;
 
 /// How many threads are worth it: packing and verifying is bound by the CPU, and a guest that is stopped waits for it.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get).min(8)
 }
 

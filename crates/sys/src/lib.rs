@@ -37,6 +37,7 @@ mod request;
 pub mod requests;
 mod run;
 mod system;
+mod uffd;
 mod vcpu;
 mod vm;
 
@@ -58,5 +59,6 @@ pub use replaying::Replaying;
 pub use request::{Creates, FdKind, Flow, Request, Tail};
 pub use run::{Exit, RunPage, Runner};
 pub use system::System;
+pub use uffd::{Cause, Features, NoUffd, PageFault, Uffd, Watch, wait};
 pub use vcpu::{Msrs, Vcpu};
 pub use vm::Vm;

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 
 use crate::ram::Mapping;
-use crate::requests::{KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
+use crate::requests::{KVM_GET_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
 use crate::{
     Arg, Backend, Creates, Errno, Error, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source,
     environment,
@@ -53,6 +53,19 @@ impl Live {
         Handle(fds.len() as u32 - 1)
     }
 
+    /// The kernel writes as many bits as the slot has pages; a slot has no more than its memory.
+    fn check_dirty_log(&self, vm: Handle, arg: &Arg<'_>) -> Result<(), Refusal> {
+        let Arg::Pointing { head, payload } = arg else { return Err(shape(&KVM_GET_DIRTY_LOG)) };
+        let place = (vm, crate::layout::word(head, 0));
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        match memory.iter().find(|(given, _)| *given == place) {
+            Some((_, ram)) if payload.len() >= crate::vm::dirty_bytes(ram.len() as u64) => Ok(()),
+            _ => {
+                Err(Refusal::Nonsense("no such slot, or no room for a bit for each of its pages".to_owned()))
+            }
+        }
+    }
+
     pub(crate) fn fd(&self, handle: Handle) -> Result<Arc<OwnedFd>, Refusal> {
         let fds = self.fds.read().unwrap_or_else(PoisonError::into_inner);
         // The clone keeps the descriptor open for as long as the ioctl runs, without holding the lock meanwhile.
@@ -74,6 +87,9 @@ impl Backend for Live {
             return Err(shape(request));
         }
         check(request, &arg)?;
+        if request.number == KVM_GET_DIRTY_LOG.number {
+            self.check_dirty_log(handle, &arg)?;
+        }
         let mut made = None;
         let returned = match arg {
             Arg::Int(value) => ioctl(&fd, request, value as usize as *mut c_void),
@@ -185,6 +201,9 @@ fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
         Arg::Pointing { head, payload } => {
             let enough = match request.name {
                 "KVM_ARM_GET_REG_WRITABLE_MASKS" => crate::layout::ARM_FEATURE_ID_RANGE * 8,
+                "KVM_CLEAR_DIRTY_LOG" if fits(head) => {
+                    (crate::layout::word(head, 4) as usize).div_ceil(64) * 8
+                }
                 "KVM_X86_SET_MSR_FILTER" if fits(head) => head[8..].chunks_exact(24).map(bitmap).sum(),
                 _ => 0,
             };
@@ -246,7 +265,7 @@ impl Room {
     }
 }
 
-fn own(number: i32) -> OwnedFd {
+pub(crate) fn own(number: i32) -> OwnedFd {
     // SAFETY: the ioctl that returned this number has just created the descriptor and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
