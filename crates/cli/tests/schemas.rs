@@ -5,13 +5,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 25] = [
+const DOCUMENTS: [&str; 26] = [
     "surface",
     "observation",
     "snapshot",
     "survive-state",
     "restored",
     "lab-capsules",
+    "lab-journey",
     "observation-diff",
     "observed-contract",
     "witness-score",

@@ -251,6 +251,8 @@ impl Life {
             let seat = &mut state.vcpus[vcpu];
             if !seat.still {
                 seat.still = true;
+                // It did its work: nobody kicks who stands, and with it set a vCPU could not settle.
+                runner.leave_at_once(false);
                 self.0.changed.notify_all();
             }
             if std::mem::take(&mut state.vcpus[vcpu].asked) {
@@ -263,8 +265,8 @@ impl Life {
             }
             state = self.wait(state);
         }
-        state.vcpus[vcpu].still = false;
         // Under the lock: whoever kicks does so after this, or sees that it stands.
+        state.vcpus[vcpu].still = false;
         runner.leave_at_once(false);
         drop(state);
         if stood {

@@ -33,6 +33,9 @@ pub enum Document {
     Restored,
     /// What `lab capsules` prints.
     LabCapsules,
+    /// What `lab journey` prints.
+    #[cfg(target_arch = "x86_64")]
+    LabJourney,
     /// What `check` prints.
     Check,
     /// What `baseline` prints.
@@ -66,6 +69,8 @@ impl Document {
             Document::Snapshot => schemars::schema_for!(super::snapshot::Snapshotted),
             Document::Restored => schemars::schema_for!(super::restore::Restored),
             Document::LabCapsules => schemars::schema_for!(super::lab::capsules::CapsuleSquare),
+            #[cfg(target_arch = "x86_64")]
+            Document::LabJourney => schemars::schema_for!(super::lab::journey::Journeys),
             Document::Surface => schemars::schema_for!(evenkeel_surface::Surface),
             Document::Observation => schemars::schema_for!(evenkeel_witness::observation::Observation),
             Document::ObservedContract => schemars::schema_for!(super::observe_contract::ContractObserved),

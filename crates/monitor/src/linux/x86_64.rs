@@ -39,7 +39,8 @@ pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot, acpi: u64) -> 
         Ok(loaded) => (loaded, loaded.kernel_load.0 + ENTRY_64),
         Err(bz) => {
             boot.kernel.rewind().map_err(|e| wrong("kernel", &e))?;
-            let elf = Elf::load(memory, None, &mut boot.kernel, start);
+            // It says itself where it belongs.
+            let elf = Elf::load(memory, None, &mut boot.kernel, None);
             let elf = elf.map_err(|e| Error::Image(format!("neither a bzImage ({bz}) nor ELF ({e})")))?;
             (elf, elf.kernel_load.0)
         }

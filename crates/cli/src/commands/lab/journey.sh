@@ -51,9 +51,11 @@ for worker in $(seq 0 $((cpus - 1))); do
   done
 done
 echo "JOURNEY right $right of $((cpus * PASSES))"
-dmesg | grep -iE 'warning:|bug:|oops|lockup|stall|unstable|call trace|hung|i/o error|clock skew' |
-  while read -r line; do echo "JOURNEY complaint: $line"; done
-dmesg | tail -n +$((lines + 1)) | grep -i clocksource | grep -v 'Switched to clocksource' |
+# What its kernel says against the CPU when it boots is no matter of the journey, and is told apart.
+complaints() { grep -iE 'warning:|bug:|oops|lockup|stall|unstable|call trace|hung|i/o error|clock skew|clocksource'; }
+dmesg | head -n $lines | complaints | grep -v clocksource: |
+  while read -r line; do echo "JOURNEY boot: $line"; done
+dmesg | tail -n +$((lines + 1)) | complaints | grep -v 'Switched to clocksource' |
   while read -r line; do echo "JOURNEY complaint: $line"; done
 echo "JOURNEY end cpus=$(nproc) clock=$(clock) was=$began uptime=$(uptime)"
 sync

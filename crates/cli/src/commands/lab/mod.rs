@@ -6,7 +6,7 @@ mod cache;
 pub mod capsules;
 mod fetch;
 #[cfg(target_arch = "x86_64")]
-mod journey;
+pub mod journey;
 mod matrix;
 pub mod observe;
 mod registers;

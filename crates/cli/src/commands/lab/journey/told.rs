@@ -23,7 +23,9 @@ pub struct Told {
     pub passes: usize,
     /// Blocks that were right in the end.
     pub right: u32,
-    /// Lines of its kernel's log that complain.
+    /// Lines of its kernel's log that complain, from before its first program ran: about CPU and board.
+    pub at_boot: Vec<String>,
+    /// Lines that complain from then on.
     pub complaints: Vec<String>,
     /// What it found wrong itself.
     pub found: Vec<String>,
@@ -59,6 +61,7 @@ impl Told {
                 "right" => {
                     told.right = rest.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default()
                 }
+                "boot:" => told.at_boot.push(rest.to_owned()),
                 "complaint:" => told.complaints.push(rest.to_owned()),
                 "wrong:" => told.found.push(rest.to_owned()),
                 "end" => {
