@@ -25,12 +25,20 @@ pub struct Live {
     /// Memory that VMs were given, by VM and slot. A VM lives as long as any of its vCPUs and devices, which nobody
     /// counts here: so memory stays until its slot is given other memory, or this value goes.
     memory: Mutex<Vec<Given>>,
+    /// Descriptors to use instead of opening a path.
+    passed: RwLock<Vec<(String, OwnedFd)>>,
 }
 
 impl Live {
     /// Nothing open yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on this descriptor stands for the path: a device node that this process may not open itself, and was
+    /// passed by one that may.
+    pub fn pass(&self, path: &str, fd: OwnedFd) {
+        self.passed.write().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), fd));
     }
 
     fn keep(&self, fd: OwnedFd) -> Handle {
@@ -48,6 +56,10 @@ impl Live {
 
 impl Backend for Live {
     fn open(&self, path: &str, _: FdKind) -> Result<Handle, Refusal> {
+        let passed = self.passed.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, fd)) = passed.iter().find(|(of, _)| of == path) {
+            return Ok(self.keep(fd.try_clone().map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?));
+        }
         let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| Errno(e.raw_os_error()))?;
         Ok(self.keep(fd))

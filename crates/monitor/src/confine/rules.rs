@@ -1,0 +1,238 @@
+//! Which system calls which kind of thread makes, and why: a table. A filter is made from it, an audit counts by it.
+//!
+//! A rule is there because something needs it. One that no life of a machine uses is removed, unless it has a reason to be
+//! used seldom, which is in the table: the tests drive machines through whole lives and compare.
+
+use std::fmt;
+use std::str::FromStr;
+
+use evenkeel_sys::requests as r;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use syscalls::Sysno;
+
+/// The kinds of threads of a monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Thread {
+    /// Runs a vCPU, and does what its exits ask of the devices.
+    Vcpu,
+    /// Listens to what comes for the devices from outside: a tap, a console.
+    Io,
+    /// Serves the control socket.
+    Control,
+    /// Pauses, resumes and saves the machine.
+    Snapshot,
+    /// Started the others, and waits for the end.
+    Main,
+}
+
+impl Thread {
+    /// All of them.
+    pub const ALL: [Thread; 5] =
+        [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+
+    /// Its name, in messages and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Thread::Vcpu => "vcpu",
+            Thread::Io => "io",
+            Thread::Control => "control",
+            Thread::Snapshot => "snapshot",
+            Thread::Main => "main",
+        }
+    }
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// With which arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// Any.
+    Any,
+    /// The argument of this place (from 0) has this value.
+    Is(u8, u32),
+    /// The argument of this place has none of these bits.
+    Without(u8, u32),
+}
+
+impl Only {
+    /// Whether a call with these arguments is meant.
+    pub fn takes(self, arguments: &[u64; 6]) -> bool {
+        match self {
+            Only::Any => true,
+            Only::Is(place, value) => arguments[usize::from(place)] as u32 == value,
+            Only::Without(place, bits) => arguments[usize::from(place)] & u64::from(bits) == 0,
+        }
+    }
+}
+
+/// A system call that some threads may make.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Its name in the kernel. An architecture that has not got it has no such rule.
+    pub call: &'static str,
+    /// With which arguments.
+    pub only: Only,
+    /// What the arguments mean, where the number does not tell: the name of an ioctl.
+    pub what: &'static str,
+    /// Who may.
+    pub threads: &'static [Thread],
+    /// What for.
+    pub why: &'static str,
+    /// Why a life of a machine may go by without it.
+    pub seldom: Option<&'static str>,
+}
+
+impl Rule {
+    /// How it is named in an audit.
+    pub fn title(&self) -> String {
+        if self.what.is_empty() { self.call.to_owned() } else { format!("{} {}", self.call, self.what) }
+    }
+
+    const fn seldom(mut self, why: &'static str) -> Rule {
+        self.seldom = Some(why);
+        self
+    }
+}
+
+/// A call with any arguments.
+const fn any(call: &'static str, threads: &'static [Thread], why: &'static str) -> Rule {
+    Rule { call, only: Only::Any, what: "", threads, why, seldom: None }
+}
+
+/// An ioctl of this request.
+const fn ioctl(request: &evenkeel_sys::Request, threads: &'static [Thread], why: &'static str) -> Rule {
+    let only = Only::Is(1, request.number);
+    Rule { call: "ioctl", only, what: request.name, threads, why, seldom: None }
+}
+
+const fn with(
+    call: &'static str,
+    only: Only,
+    what: &'static str,
+    threads: &'static [Thread],
+    why: &'static str,
+) -> Rule {
+    Rule { call, only, what, threads, why, seldom: None }
+}
+
+const VCPU: &[Thread] = &[Thread::Vcpu];
+const IO: &[Thread] = &[Thread::Io];
+const CONTROL: &[Thread] = &[Thread::Control];
+const SNAPSHOT: &[Thread] = &[Thread::Snapshot];
+const MAIN: &[Thread] = &[Thread::Main];
+const ALL: &[Thread] = &Thread::ALL;
+const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
+
+const PROT_EXEC: u32 = 4;
+const ALLOCATOR: &str = "the allocator asks only when what it has is used up";
+const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
+
+/// All rules.
+pub const RULES: &[Rule] = &[
+    // What every thread does.
+    any("futex", ALL, "locks and condition variables"),
+    with("mmap", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
+    with("mprotect", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
+    any("munmap", ALL, "the allocator").seldom(ALLOCATOR),
+    any("mremap", ALL, "the allocator, for a large buffer that grows").seldom(ALLOCATOR),
+    any("brk", ALL, "the allocator").seldom(ALLOCATOR),
+    any("madvise", ALL, "the allocator, and the stack of a thread that ends").seldom(ALLOCATOR),
+    any("clock_gettime", ALL, "how long something took").seldom(CLOCK),
+    with("write", Only::Is(0, 2), "to standard error", ALL, "what goes wrong, the refusal of a call too")
+        .seldom("only when something goes wrong"),
+    with("ppoll", Only::Is(1, 1), "of one", ALL, "whether standard error takes a line at once")
+        .seldom("only when a call was refused"),
+    any("rt_sigprocmask", ALL, "the end of a thread"),
+    any("sigaltstack", ALL, "the end of a thread"),
+    any("exit", ALL, "the end of a thread"),
+    any("rt_sigreturn", VCPU, "the end of a handler: a vCPU is taken out of KVM_RUN by a signal"),
+    // A vCPU.
+    ioctl(&r::KVM_RUN, VCPU, "runs the guest"),
+    ioctl(&r::KVM_IRQ_LINE, DEVICES, "interrupts"),
+    // Devices.
+    any("pread64", DEVICES, "a disk is read"),
+    any("pwrite64", DEVICES, "a disk is written"),
+    any("fdatasync", DEVICES, "a disk is flushed"),
+    any("getrandom", DEVICES, "the guest's entropy device"),
+    with("write", Only::Is(0, 1), "to standard output", DEVICES, "the guest's serial port"),
+    // Control.
+    any("accept4", CONTROL, "a client comes"),
+    any("recvmsg", CONTROL, "a request, with the descriptor that a snapshot goes to"),
+    any("sendto", CONTROL, "answers and events"),
+    any("getsockopt", CONTROL, "who a client is"),
+    any("fcntl", CONTROL, "whether a descriptor that was passed can be written"),
+    any("fstat", CONTROL, "whether a descriptor that was passed is a file"),
+    any("poll", CONTROL, "waits for clients"),
+    any("close", CONTROL, "a client goes"),
+    any("read", CONTROL, "the bell that says that work is done"),
+    // Snapshots.
+    any("tgkill", SNAPSHOT, "takes vCPUs out of KVM_RUN"),
+    // The end.
+    any("exit_group", MAIN, "the end"),
+];
+
+/// The rules of a kind of threads, on this architecture.
+pub fn of(thread: Thread) -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().filter(move |rule| rule.threads.contains(&thread) && number(rule.call).is_some())
+}
+
+/// The number of a call here.
+pub fn number(call: &str) -> Option<i32> {
+    Sysno::from_str(call).ok().map(|number| number.id())
+}
+
+/// The name of a call.
+pub fn name(number: u32) -> String {
+    Sysno::new(number as usize).map_or_else(|| number.to_string(), |call| call.name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_has_a_call_a_thread_and_a_reason_and_there_are_no_two_of_one() {
+        let mut seen = std::collections::BTreeSet::new();
+        for rule in RULES {
+            assert!(
+                syscalls::x86_64::Sysno::from_str(rule.call).is_ok()
+                    || syscalls::aarch64::Sysno::from_str(rule.call).is_ok(),
+                "{}",
+                rule.call
+            );
+            assert!(!rule.threads.is_empty() && !rule.why.is_empty(), "{}", rule.title());
+            assert_ne!(rule.seldom, Some(""));
+            for thread in rule.threads {
+                assert!(seen.insert((rule.title(), *thread)), "{} twice for {thread}", rule.title());
+            }
+        }
+    }
+
+    /// What no thread may ever do, whatever the table becomes.
+    #[test]
+    fn nothing_opens_executes_traces_or_starts_anything() {
+        let never = [
+            "open", "openat", "openat2", "creat", "execve", "execveat", "ptrace", "process_vm_readv",
+            "process_vm_writev", "socket", "connect", "bind", "bpf", "init_module", "finit_module", "kexec_load",
+            "mount", "unshare", "setns", "clone", "fork", "vfork", "kill", "tkill", "rt_sigaction", "prctl", "chmod",
+            "fchmod", "fchown", "unlink", "unlinkat", "rename", "renameat2", "io_uring_setup", "perf_event_open",
+            "userfaultfd", "pidfd_getfd", "memfd_create", "keyctl", "add_key", "setuid", "capset",
+        ];
+        for rule in RULES {
+            assert!(!never.contains(&rule.call), "{} is never to be allowed", rule.call);
+            if ["mmap", "mprotect"].contains(&rule.call) {
+                assert_eq!(rule.only, Only::Without(2, PROT_EXEC), "{}", rule.call);
+            }
+            if rule.call == "ioctl" {
+                assert!(matches!(rule.only, Only::Is(1, _)), "any ioctl at all");
+            }
+        }
+    }
+}
