@@ -2,14 +2,14 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use evenkeel_sys::requests::KVM_IRQ_LINE;
-use evenkeel_sys::{Deadline, Errno, Exit, Runner, Vcpu, Vm};
+use evenkeel_sys::{Deadline, Errno, Exit, Runner, Vcpu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::{self, Place};
+use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::{self, Keyboard};
 use crate::devices::serial::{PORTS, Port};
 use crate::devices::virtio::{Device, LENGTH, Transport};
@@ -38,14 +38,14 @@ pub enum End {
 
 /// The devices, behind one lock: what a guest does with them is rare.
 struct Devices<'v, 'b, W: Write> {
-    serial: Port<'v, 'b, W>,
+    serial: Port<Arc<Interrupts<'v, 'b>>, W>,
     keyboard: Keyboard,
     virtio: Vec<(Transport, Place, bool)>,
 }
 
 /// A machine that is ready to run.
 pub struct Pc<'m, 'b, W: Write> {
-    vm: &'m Vm<'b>,
+    interrupts: Arc<Interrupts<'m, 'b>>,
     memory: GuestMemoryMmap,
     devices: Mutex<Devices<'m, 'b, W>>,
     over: AtomicBool,
@@ -87,9 +87,10 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         if let Some(first) = vcpus.first() {
             linux::enter(first, entry)?;
         }
-        let serial = Port::new(machine.vm(), output);
+        let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
+        let serial = Port::new(interrupts.clone(), output);
         let devices = Devices { serial, keyboard: Keyboard::default(), virtio };
-        Ok(Pc { vm: machine.vm(), memory, devices: Mutex::new(devices), over: AtomicBool::new(false) })
+        Ok(Pc { interrupts, memory, devices: Mutex::new(devices), over: AtomicBool::new(false) })
     }
 
     /// Runs all vCPUs, a thread each, until the guest asks for a reset or the time is over.
@@ -172,12 +173,16 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
                 let byte = lock(&self.devices).keyboard.read(port);
                 runner.answer(&[byte]);
             }
+            Exit::IoapicEoi(vector) => self.interrupts.eoi(vector),
+            Exit::MemoryWrite { address, data } if self.interrupts.write(address, &data) => {}
             Exit::MemoryWrite { address, data } => self.mmio(address, |transport, at, memory| {
                 transport.write(at, &data, memory);
             }),
             Exit::MemoryRead { address, length } => {
                 let mut data = vec![0xff; length];
-                self.mmio(address, |transport, at, _| transport.read(at, &mut data));
+                if !self.interrupts.read(address, &mut data) {
+                    self.mmio(address, |transport, at, _| transport.read(at, &mut data));
+                }
                 runner.answer(&data);
             }
             Exit::PortRead { .. } => runner.answer(&[]),
@@ -197,11 +202,7 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         access(transport, at, &self.memory);
         if *level != transport.raised() {
             *level = transport.raised();
-            let mut line = [0; 8];
-            line[..4].copy_from_slice(&place.irq.to_ne_bytes());
-            line[4..].copy_from_slice(&u32::from(*level).to_ne_bytes());
-            // A pin of the IOAPIC that KVM made takes any level.
-            let _ = self.vm.set(&KVM_IRQ_LINE, &line);
+            self.interrupts.set(place.irq, *level);
         }
     }
 }

@@ -35,6 +35,9 @@ pub struct Run {
     /// A disk: a raw file. May be given several times.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    /// Where the interrupt controllers are: all in the kernel, or local APICs there and the I/O APIC here.
+    #[arg(long, value_name = "WHERE", default_value = "kernel", value_parser = ["kernel", "split"])]
+    irqchip: String,
     /// Stop after this many seconds, with exit code 3.
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
@@ -57,9 +60,10 @@ impl Run {
             let block = Block::new(file, false, &format!("disk{index}")).map_err(|e| failed(&e))?;
             devices.push(Box::new(block));
         }
+        let irqchip = Irqchip::by_name(&self.irqchip).unwrap_or_default();
         let live = Live::new();
         let system = System::open(&live).map_err(|e| failed(&e))?;
-        let shape = Shape { irqchip: Irqchip::Kernel, pit: true, memory: (self.memory as usize) << 20 };
+        let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: (self.memory as usize) << 20 };
         let machine = Machine::new(&system, shape).map_err(|e| failed(&e))?;
         let mut vcpus = Vec::new();
         for id in 0..self.vcpus.max(1) {

@@ -1,9 +1,11 @@
 //! A disk: a raw file (virtio 1.2, section 5.2).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
+use evenkeel_capsule::cbor;
+use serde::{Deserialize, Serialize};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
@@ -20,17 +22,35 @@ const PIECE: usize = 64 << 10;
 /// The most bytes of one request: more than any driver's.
 const MOST: usize = 64 << 20;
 
+/// The length of what the guest is told when it asks for the disk's name.
+const ID: usize = 20;
+
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
+
+/// What a disk is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its length in bytes, a multiple of 512.
+    pub bytes: u64,
+    /// Whether the guest cannot write.
+    pub read_only: bool,
+    /// What the guest can ask for: at most 20 bytes.
+    pub id: String,
+}
 
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
     file: File,
-    bytes: u64,
-    read_only: bool,
-    name: [u8; 20],
+    config: Config,
+}
+
+/// The length of a file or of a block device.
+fn length(file: &File) -> Result<u64, Error> {
+    (&mut &*file).seek(SeekFrom::End(0)).map_err(|e| Error::Device(format!("disk: {e}")))
 }
 
 impl Block {
@@ -39,11 +59,30 @@ impl Block {
     /// # Errors
     /// The file's length cannot be told.
     pub fn new(file: File, read_only: bool, name: &str) -> Result<Block, Error> {
-        let length = file.metadata().map_err(|e| Error::Device(format!("disk: {e}")))?.len();
-        let mut id = [0; 20];
-        let bytes = name.as_bytes();
-        id[..bytes.len().min(20)].copy_from_slice(&bytes[..bytes.len().min(20)]);
-        Ok(Block { file, bytes: length / SECTOR * SECTOR, read_only, name: id })
+        let bytes = length(&file)? / SECTOR * SECTOR;
+        Block::with(file, Config { bytes, read_only, id: name.to_owned() })
+    }
+
+    /// The disk that this describes, in this file.
+    ///
+    /// # Errors
+    /// The file is too short or too long for it, or the description makes no sense.
+    pub fn with(file: File, config: Config) -> Result<Block, Error> {
+        let found = length(&file)? / SECTOR * SECTOR;
+        if config.bytes != found {
+            let what =
+                format!("disk {}: {} bytes were expected, the file has {found}", config.id, config.bytes);
+            return Err(Error::Device(what));
+        }
+        if config.id.len() > ID {
+            return Err(Error::Device(format!("disk {}: a name has at most {ID} bytes", config.id)));
+        }
+        Ok(Block { file, config })
+    }
+
+    /// What it is.
+    pub fn described(&self) -> &Config {
+        &self.config
     }
 
     /// One request; returns how many bytes were written into the guest's memory.
@@ -75,7 +114,7 @@ impl Block {
                 }
             }
             8 => {
-                if writer.write_all(&self.name[..room.min(20)]).is_ok() {
+                if writer.write_all(&self.id()[..room.min(ID)]).is_ok() {
                     OK
                 } else {
                     IO_ERROR
@@ -92,11 +131,17 @@ impl Block {
         }
     }
 
+    fn id(&self) -> [u8; ID] {
+        let mut id = [0; ID];
+        id[..self.config.id.len()].copy_from_slice(self.config.id.as_bytes());
+        id
+    }
+
     /// Where a request begins, if all of it is on the disk.
     fn within(&self, sector: u64, length: usize) -> Option<u64> {
         let from = sector.checked_mul(SECTOR)?;
         let end = from.checked_add(length as u64)?;
-        (end <= self.bytes && length as u64 % SECTOR == 0 && length <= MOST).then_some(from)
+        (end <= self.config.bytes && length as u64 % SECTOR == 0 && length <= MOST).then_some(from)
     }
 
     fn read(&self, sector: u64, writer: &mut impl Write, length: usize) -> u8 {
@@ -115,7 +160,9 @@ impl Block {
 
     fn write(&self, sector: u64, reader: &mut virtio_queue::Reader<'_, ()>) -> u8 {
         let length = reader.available_bytes();
-        let Some(from) = self.within(sector, length).filter(|_| !self.read_only) else { return IO_ERROR };
+        let Some(from) = self.within(sector, length).filter(|_| !self.config.read_only) else {
+            return IO_ERROR;
+        };
         let mut piece = vec![0; PIECE.min(length)];
         let mut done = 0;
         while done < length {
@@ -135,7 +182,7 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        FLUSH | if self.read_only { READ_ONLY } else { 0 }
+        FLUSH | if self.config.read_only { READ_ONLY } else { 0 }
     }
 
     fn queues(&self) -> &'static [u16] {
@@ -143,7 +190,11 @@ impl Device for Block {
     }
 
     fn config(&self) -> Vec<u8> {
-        (self.bytes / SECTOR).to_le_bytes().to_vec()
+        (self.config.bytes / SECTOR).to_le_bytes().to_vec()
+    }
+
+    fn config_record(&self) -> Vec<u8> {
+        cbor::print(&self.config)
     }
 
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {

@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
+use evenkeel_capsule::cbor;
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
@@ -10,6 +12,11 @@ use super::Device;
 
 /// The most bytes for one request.
 const MOST: usize = 4096;
+
+/// What it is made from: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {}
 
 /// The host's random bytes.
 #[derive(Debug, Default)]
@@ -30,6 +37,10 @@ impl Device for Entropy {
 
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    fn config_record(&self) -> Vec<u8> {
+        cbor::print(&Config {})
     }
 
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {

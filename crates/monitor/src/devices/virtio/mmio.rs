@@ -1,10 +1,17 @@
 //! Virtio over MMIO (virtio 1.2, section 4.2).
 
-use virtio_queue::{Queue, QueueState, QueueT};
+use std::os::fd::BorrowedFd;
+
+use evenkeel_capsule::cbor;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::{Device, VERSION_1};
 use crate::Error;
+
+mod state;
+
+pub use state::{QueueState, State};
 
 /// The length of a device's registers.
 pub const LENGTH: u64 = 0x1000;
@@ -18,22 +25,11 @@ const CONFIG: u64 = 0x100;
 const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 0x40;
+/// Every bit of the status register: those above, ACKNOWLEDGE, DRIVER and FAILED.
+const STATUS: u32 = 0xcf;
 const USED_RING: u32 = 1;
-
-/// What a transport and its queues are at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// The status register.
-    pub status: u32,
-    /// Features that the driver took.
-    pub features: u64,
-    /// Selectors of device features, driver features and the queue.
-    pub selectors: [u32; 3],
-    /// The interrupt status register.
-    pub interrupts: u32,
-    /// The queues.
-    pub queues: Vec<QueueState>,
-}
+/// The device's configuration changed, or it needs a reset.
+const CONFIGURATION: u32 = 2;
 
 /// A device's registers.
 pub struct Transport {
@@ -56,6 +52,11 @@ impl Transport {
         Ok(Transport { device, status: 0, features: 0, selectors: [0; 3], interrupts: 0, queues })
     }
 
+    /// The device behind it.
+    pub fn device(&self) -> &dyn Device {
+        &*self.device
+    }
+
     /// What it is at.
     pub fn state(&self) -> State {
         State {
@@ -63,32 +64,44 @@ impl Transport {
             features: self.features,
             selectors: self.selectors,
             interrupts: self.interrupts,
-            queues: self.queues.iter().map(Queue::state).collect(),
+            queues: self.queues.iter().map(|queue| QueueState::from(queue.state())).collect(),
+            device: cbor::Bytes(self.device.state()),
         }
     }
 
-    /// Puts it there.
+    /// Puts it there, in this memory. The device goes on with what waits in its queues once it is asked to by its
+    /// [`Device::source`].
     ///
     /// # Errors
     /// It is the state of another device, or none that a device can be at.
-    pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
-        let wrong = |what: &str| Error::Device(format!("saved state: {what}"));
-        if state.queues.len() != self.queues.len() || state.features & !self.offered() != 0 {
-            return Err(wrong("another number of queues, or features that are not offered"));
-        }
-        let mut queues = Vec::with_capacity(state.queues.len());
-        for (saved, own) in state.queues.iter().zip(self.device.queues()) {
-            if saved.max_size != *own {
-                return Err(wrong("a queue of another size"));
-            }
-            queues.push(Queue::try_from(*saved).map_err(|e| Error::Device(e.to_string()))?);
-        }
+    pub fn set_state(&mut self, state: &State, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        let queues = state.check(self.device.queues(), self.offered(), memory)?;
+        self.device.reset();
+        self.device.set_state(&state.device.0)?;
         self.queues = queues;
         self.status = state.status;
         self.features = state.features;
         self.selectors = state.selectors;
         self.interrupts = state.interrupts;
+        if self.alive() {
+            self.device.resume(&self.queues);
+        }
         Ok(())
+    }
+
+    /// What it is at, as CBOR: [`State`].
+    pub fn record(&self) -> Vec<u8> {
+        cbor::print(&self.state())
+    }
+
+    /// Puts it where a [`Transport::record`] says.
+    ///
+    /// # Errors
+    /// As [`Transport::set_state`], or it is no such record.
+    pub fn set_record(&mut self, bytes: &[u8], memory: &GuestMemoryMmap) -> Result<(), Error> {
+        let state: State = cbor::read(bytes)
+            .map_err(|(at, what)| Error::Device(format!("saved state, byte {at}: {what}")))?;
+        self.set_state(&state, memory)
     }
 
     /// The interrupt line's level.
@@ -96,8 +109,46 @@ impl Transport {
         self.interrupts != 0
     }
 
+    /// A file that becomes readable when [`Transport::incoming`] has something to do.
+    pub fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.device.source()
+    }
+
+    /// The [`Transport::source`] became readable. The interrupt line may be another afterwards.
+    pub fn incoming(&mut self, memory: &GuestMemoryMmap) {
+        if !self.alive() {
+            return self.device.reset();
+        }
+        if self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(memory)) {
+            return self.fail();
+        }
+        if self.device.incoming(&mut self.queues, memory, self.features) {
+            self.interrupts |= USED_RING;
+        }
+    }
+
+    /// After this nothing is in flight, and nothing begins until the guest or a source asks for it.
+    ///
+    /// # Errors
+    /// As the device says.
+    pub fn quiesce(&mut self) -> Result<(), Error> {
+        self.device.quiesce()
+    }
+
     fn offered(&self) -> u64 {
         self.device.features() | VERSION_1
+    }
+
+    /// A driver has set it up, and has done nothing yet that only a reset helps against.
+    fn alive(&self) -> bool {
+        self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// The driver did what makes no sense: nothing but a reset helps (section 2.1.1).
+    fn fail(&mut self) {
+        self.status |= NEEDS_RESET;
+        self.interrupts |= CONFIGURATION;
+        self.device.reset();
     }
 
     /// A read of the guest at this offset.
@@ -171,15 +222,18 @@ impl Transport {
         if value == 0 {
             self.queues.iter_mut().for_each(Queue::reset);
             (self.status, self.features, self.selectors, self.interrupts) = (0, 0, [0; 3], 0);
+            self.device.reset();
             return;
         }
+        // A driver cannot take back what only a reset helps against.
+        let value = value & STATUS | self.status & NEEDS_RESET;
         // A driver that wants less than version 1 is told by the bit that does not stay set.
         let refused = value & FEATURES_OK != 0 && self.features & VERSION_1 == 0;
         self.status = if refused { value & !FEATURES_OK } else { value };
     }
 
     fn notified(&mut self, index: usize, memory: &GuestMemoryMmap) {
-        if self.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
+        if !self.alive() {
             return;
         }
         let Some(queue) = self.queues.get_mut(index) else { return };
@@ -187,9 +241,8 @@ impl Transport {
             return;
         }
         if !queue.is_valid(memory) {
-            // The driver gave a ring that is not in memory: nothing but a reset helps.
-            self.status |= NEEDS_RESET;
-            return;
+            // The driver gave a ring that is not in memory.
+            return self.fail();
         }
         if self.device.notify(index, queue, memory, self.features) {
             self.interrupts |= USED_RING;

@@ -6,10 +6,14 @@ pub mod block;
 pub mod entropy;
 mod mmio;
 
+use std::os::fd::BorrowedFd;
+
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
-pub use mmio::{LENGTH, State, Transport};
+pub use mmio::{LENGTH, QueueState, State, Transport};
+
+use crate::Error;
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
@@ -30,4 +34,51 @@ pub trait Device: Send {
 
     /// The guest has something for a queue. Returns whether something was put into a used ring.
     fn notify(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool;
+
+    /// A file that becomes readable when the device has something for the guest, or work left over. It is the same one for as
+    /// long as the device lives, and it is readable only when [`Device::incoming`] has something to do: to poll it never spins.
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// [`Device::source`] became readable. Returns whether something was put into a used ring.
+    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, features: u64) -> bool {
+        let _ = (queues, memory, features);
+        false
+    }
+
+    /// After this nothing is in flight, and nothing begins until the next `notify` or `incoming`.
+    ///
+    /// # Errors
+    /// What was in flight cannot be brought to an end.
+    fn quiesce(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The driver is gone, or another one begins: what belonged to the old one is forgotten, and [`Device::source`] is not readable.
+    fn reset(&mut self) {}
+
+    /// The queues were set from saved state: what waits in them is looked at soon, by way of [`Device::source`].
+    fn resume(&mut self, queues: &[Queue]) {
+        let _ = queues;
+    }
+
+    /// What it is, for making it again: CBOR.
+    fn config_record(&self) -> Vec<u8>;
+
+    /// What it is at beyond its queues: CBOR, or nothing.
+    fn state(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Puts it there.
+    ///
+    /// # Errors
+    /// These bytes are no state of such a device.
+    fn set_state(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Device(format!("saved state: {} bytes for a device that has none", bytes.len())))
+    }
 }
