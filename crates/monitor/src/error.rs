@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use evenkeel_sys::{Error as CallError, Exit, Outside, Refusal};
 
+use crate::life::End;
+
 /// Why a machine could not be made, or did not run to the end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused something.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// State could not be saved or set.
+    #[error(transparent)]
+    State(#[from] evenkeel_state::Refused),
     /// There is no memory for the guest.
     #[error("memory for a guest: {0:?}")]
     Memory(Refusal),
@@ -25,9 +30,15 @@ pub enum Error {
     /// A device.
     #[error("device: {0}")]
     Device(String),
+    /// Its control.
+    #[error("{0}")]
+    Control(String),
     /// The guest was stopped because its time was over.
     #[error("the guest did not come to an end within {0:?}")]
     Hung(Duration),
+    /// The machine has ended, and nothing can be done with it any more.
+    #[error("the machine has ended: {0:?}")]
+    Over(End),
     /// The guest stopped in a way that nobody expected.
     #[error("the guest stopped: {0:?}")]
     Ended(Exit),

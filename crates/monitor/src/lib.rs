@@ -12,8 +12,10 @@ pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod acpi;
 pub mod confine;
+pub mod control;
 pub mod devices;
 mod error;
+pub mod life;
 pub mod linux;
 mod machine;
 mod memory;
@@ -23,6 +25,7 @@ mod run;
 pub mod x86_64;
 
 pub use error::Error;
+pub use life::{End, Life, Phase};
 pub use machine::{Irqchip, Machine, Shape};
 pub use memory::view;
 pub use run::{Handler, Next, run};

@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::run::RunPage;
+
 /// A real-time signal that neither libc nor the standard library uses for themselves (glibc keeps 32 and 33).
 const SIGNAL: c_int = 37;
 /// A signal that comes just before KVM_RUN is lost: so another follows, until the run is over.
@@ -26,6 +28,36 @@ extern "C" fn nothing(_: c_int) {}
 #[derive(Debug)]
 pub(crate) struct Pending {
     before: SignalSet,
+}
+
+/// Takes one vCPU's thread out of KVM_RUN, from any other thread, so that it cannot be missed: whether the kick comes just
+/// before the call or in it, the call comes back.
+#[derive(Clone, Debug)]
+pub struct Kicker {
+    page: Arc<RunPage>,
+    process: c_int,
+    thread: c_int,
+}
+
+impl Kicker {
+    /// Of the thread that makes it, which is the one that runs this vCPU. It takes a signal handler of the process for
+    /// signal 37.
+    pub(crate) fn new(page: Arc<RunPage>) -> Kicker {
+        prepare();
+        let (process, thread) = (rustix::process::getpid(), rustix::thread::gettid());
+        let (process, thread) = (process.as_raw_nonzero().get(), thread.as_raw_nonzero().get());
+        Kicker { page, process, thread }
+    }
+
+    /// Every KVM_RUN comes back before the guest executes anything more, until [`Runner::leave_at_once`] is undone.
+    ///
+    /// [`Runner::leave_at_once`]: crate::Runner::leave_at_once
+    pub fn kick(&self) {
+        self.page.leave_at_once(true);
+        // SAFETY: a signal to a thread of this process, by numbers: one that is gone is an error, and nothing else. The
+        // handler does nothing.
+        unsafe { tgkill(self.process, self.thread, SIGNAL) };
+    }
 }
 
 /// glibc's `sigset_t`: 1024 bits, of which the kernel has the first 64.

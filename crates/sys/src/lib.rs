@@ -49,7 +49,7 @@ pub use error::{Errno, Error, Refusal};
 pub use faulty::{Fault, Faulty, Rule, When};
 pub use fd::Fd;
 pub use guard::{name_role, tell_refused_calls};
-pub use kick::Deadline;
+pub use kick::{Deadline, Kicker};
 pub use live::Live;
 pub use log::{Entry, Log, LogError};
 pub use lying::{Alteration, Lying, Made};

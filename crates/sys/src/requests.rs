@@ -86,6 +86,8 @@ requests! {
     KVM_SET_FPU = Request::iow("KVM_SET_FPU", KVM, 0x8d, X86_FPU);
     /// A non-maskable interrupt (x86).
     KVM_NMI = Request::io("KVM_NMI", KVM, 0x9a);
+    /// Tells a guest with kvmclock that it was stopped (x86).
+    KVM_KVMCLOCK_CTRL = Request::io("KVM_KVMCLOCK_CTRL", KVM, 0xad);
     /// Single steps and breakpoints of whoever debugs the guest from outside.
     KVM_SET_GUEST_DEBUG = Request::iow("KVM_SET_GUEST_DEBUG", KVM, 0x9b, X86_GUEST_DEBUG);
     /// Whether lost ticks of the PIT are made up for (x86).

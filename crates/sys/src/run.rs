@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::kick::Pending;
+use crate::kick::{Kicker, Pending};
 use crate::layout::{long, word};
 use crate::ram::Mapping;
 use crate::requests::*;
@@ -23,6 +23,12 @@ pub struct RunPage(Mapping);
 impl RunPage {
     pub(crate) fn new(map: Mapping) -> RunPage {
         RunPage(map)
+    }
+
+    /// Sets or clears `immediate_exit`.
+    pub(crate) fn leave_at_once(&self, wanted: bool) {
+        // Within the page: its length was looked at when it was mapped.
+        let _ = self.0.write(IMMEDIATE_EXIT, &[u8::from(wanted)]);
     }
 }
 
@@ -125,7 +131,12 @@ impl<'v, 'b> Runner<'v, 'b> {
 
     /// Whether the next runs come back before the guest executes anything: what is pending is retired, no more.
     pub fn leave_at_once(&self, wanted: bool) {
-        self.put(IMMEDIATE_EXIT, &[u8::from(wanted)]);
+        self.page.leave_at_once(wanted);
+    }
+
+    /// What takes this thread, which is to run the vCPU, out of KVM_RUN.
+    pub fn kicker(&self) -> Kicker {
+        Kicker::new(self.page.clone())
     }
 
     /// Runs the guest until it stops.

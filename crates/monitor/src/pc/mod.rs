@@ -1,0 +1,150 @@
+//! A PC for Linux: in-kernel or split irqchip, a serial port, virtio devices on MMIO, and a thread a vCPU.
+//!
+//! * [`Pc::new`] boots a kernel, [`Pc::restored`] goes on with a saved guest.
+//! * [`Pc::run`] runs it to its end; its [`Life`] pauses and resumes it meanwhile.
+//! * [`Pc::save`], while it is paused, gives its state and its sections for a capsule.
+
+mod board;
+mod exits;
+mod run;
+mod save;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use evenkeel_sys::Vcpu;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::acpi::{self, Place};
+use crate::devices::interrupts::Interrupts;
+use crate::devices::keyboard::Keyboard;
+use crate::devices::serial::Port;
+use crate::devices::virtio::{Device, LENGTH, Transport};
+use crate::life::Life;
+use crate::linux::{Boot, x86_64 as linux};
+use crate::{Error, Machine};
+
+pub use board::{Board, Placed, Record, Records};
+pub use save::SavedPc;
+
+/// Where the registers of virtio devices are: in the hole below 4 GiB, away from APICs and firmware.
+const MMIO: u32 = 0xd000_0000;
+/// Their first pin of the IOAPIC.
+const FIRST_IRQ: u32 = 5;
+/// The most devices: the pins behind the first.
+pub const MOST_DEVICES: usize = 16;
+/// Where the ACPI tables are: the BIOS' read-only area.
+const TABLES: u64 = 0xe_0000;
+
+/// A virtio device where it is on this board.
+struct Slot {
+    transport: Transport,
+    place: Place,
+    /// The level of its interrupt's wire.
+    level: bool,
+}
+
+/// The devices, behind one lock: what a guest does with them is rare.
+struct Devices<'v, 'b, W: Write> {
+    serial: Port<Arc<Interrupts<'v, 'b>>, W>,
+    keyboard: Keyboard,
+    virtio: Vec<Slot>,
+}
+
+/// A machine that is ready to run.
+pub struct Pc<'m, 'b, W: Write> {
+    machine: &'m Machine<'m, 'b>,
+    vcpus: &'m [Vcpu<'b>],
+    interrupts: Arc<Interrupts<'m, 'b>>,
+    memory: GuestMemoryMmap,
+    devices: Mutex<Devices<'m, 'b, W>>,
+    life: Life,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
+    /// Puts devices and tables into a machine and loads what is to be booted. The vCPUs have been configured by now; the first
+    /// one is put at the kernel's entry, the others wait to be started by it.
+    ///
+    /// # Errors
+    /// There are too many devices, or what is to be booted cannot be.
+    pub fn new(
+        machine: &'m Machine<'m, 'b>,
+        vcpus: &'m [Vcpu<'b>],
+        devices: Vec<Box<dyn Device>>,
+        output: W,
+        boot: &mut Boot,
+    ) -> Result<Self, Error> {
+        let pc = Pc::with(machine, vcpus, devices, output)?;
+        let entry = linux::load(&pc.memory, machine.ram(), boot, TABLES)?;
+        let places: Vec<Place> = lock(&pc.devices).virtio.iter().map(|slot| slot.place).collect();
+        let ids: Vec<u8> = (0..vcpus.len()).map(|id| id as u8).collect();
+        let tables = acpi::tables(TABLES, &ids, &places, LENGTH as u32);
+        pc.memory
+            .write_slice(&tables, GuestAddress(TABLES))
+            .map_err(|e| Error::Image(format!("ACPI tables: {e}")))?;
+        if let Some(first) = vcpus.first() {
+            linux::enter(first, entry)?;
+        }
+        Ok(pc)
+    }
+
+    /// Puts devices into a machine that was made again, with its memory and the state that KVM keeps, and sets what they
+    /// were at. `devices` are those that the board names, in its order.
+    ///
+    /// # Errors
+    /// They are other devices, or cannot be at what was saved.
+    pub fn restored(
+        machine: &'m Machine<'m, 'b>,
+        vcpus: &'m [Vcpu<'b>],
+        board: &Board,
+        records: &Records,
+        devices: Vec<Box<dyn Device>>,
+        output: W,
+    ) -> Result<Self, Error> {
+        let pc = Pc::with(machine, vcpus, devices, output)?;
+        let own = pc.board();
+        if own != *board {
+            return Err(Error::Device(format!(
+                "the guest was saved on another board: {}",
+                own.unlike(board)
+            )));
+        }
+        pc.set_records(records)?;
+        Ok(pc)
+    }
+
+    fn with(
+        machine: &'m Machine<'m, 'b>,
+        vcpus: &'m [Vcpu<'b>],
+        devices: Vec<Box<dyn Device>>,
+        output: W,
+    ) -> Result<Self, Error> {
+        if devices.len() > MOST_DEVICES {
+            return Err(Error::Device(format!("{} devices; at most {MOST_DEVICES}", devices.len())));
+        }
+        let memory = crate::view(machine.ram(), 0)?;
+        let mut virtio = Vec::with_capacity(devices.len());
+        for (index, device) in (0_u32..).zip(devices) {
+            let place = Place { address: MMIO + index * LENGTH as u32, irq: FIRST_IRQ + index };
+            virtio.push(Slot { transport: Transport::new(device)?, place, level: false });
+        }
+        let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
+        let serial = Port::new(interrupts.clone(), output);
+        let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });
+        Ok(Pc { machine, vcpus, interrupts, memory, devices, life: Life::new()? })
+    }
+
+    /// What pauses, resumes and stops it.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+}

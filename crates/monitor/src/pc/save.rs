@@ -1,0 +1,141 @@
+//! A machine that stands: its state, and what its devices are at, out of it and into it.
+
+use std::io::Write;
+
+use evenkeel_capsule::Section;
+use evenkeel_capsule::cbor::Bytes;
+use evenkeel_state::{Cpu, Manifest, Parts, Retire, Saved, x86};
+use evenkeel_sys::{Error as CallError, Exit};
+
+use super::board::{Board, Placed, Record, Records, virtio_kind};
+use super::{Pc, Slot, lock};
+use crate::Error;
+use crate::devices::serial::PORTS;
+use crate::devices::{ioapic, keyboard};
+use crate::life::{Life, Phase};
+
+/// The names of devices that every machine has, or one with a split irqchip.
+const SERIAL: &str = "serial";
+const KEYBOARD: &str = "keyboard";
+const IOAPIC: &str = "ioapic";
+/// How the names of virtio devices begin.
+const VIRTIO: &str = "virtio";
+const SERIAL_IRQ: u32 = 4;
+
+/// What is saved of a machine beside its memory.
+#[derive(Debug)]
+pub struct SavedPc {
+    /// The state that KVM keeps.
+    pub saved: Saved,
+    /// The board and its devices: critical sections.
+    pub sections: Vec<Section>,
+}
+
+/// A vCPU that stands in its own thread.
+struct Standing<'l>(&'l Life, usize);
+
+impl Retire for Standing<'_> {
+    fn retire(&mut self) -> Result<Exit, CallError> {
+        // It came to stand with nothing pending.
+        Ok(Exit::Interrupted)
+    }
+
+    fn settle(&mut self) -> Result<Exit, CallError> {
+        self.0.settle(self.1)
+    }
+}
+
+impl<'b, W: Write + Send> Pc<'_, 'b, W> {
+    /// What the machine is.
+    pub fn board(&self) -> Board {
+        let shape = self.machine.shape();
+        let placed = |name: &str, kind: &str, at: u64, irq: u32| Placed {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            at,
+            irq,
+        };
+        let mut devices = vec![
+            placed(SERIAL, "serial", PORTS.start.into(), SERIAL_IRQ),
+            placed(KEYBOARD, "keyboard", keyboard::DATA.into(), 0),
+        ];
+        if self.interrupts.records().is_some() {
+            devices.push(placed(IOAPIC, "ioapic", ioapic::BASE, 0));
+        }
+        for (index, slot) in lock(&self.devices).virtio.iter().enumerate() {
+            let kind = virtio_kind(slot.transport.device().kind());
+            let name = format!("{VIRTIO}{index}");
+            devices.push(placed(&name, &kind, slot.place.address.into(), slot.place.irq));
+        }
+        Board {
+            memory: shape.memory as u64,
+            vcpus: self.vcpus.len() as u32,
+            irqchip: shape.irqchip.name().to_owned(),
+            devices,
+        }
+    }
+
+    /// What the machine is at, beside its memory. It is paused, and stays so.
+    ///
+    /// # Errors
+    /// It is not paused, or KVM gives something away that it should not.
+    pub fn save(&self, manifest: &Manifest) -> Result<SavedPc, Error> {
+        if self.life.phase() != Phase::Paused {
+            return Err(Error::Device("a machine is saved while it is paused".to_owned()));
+        }
+        let mut standing: Vec<Standing<'_>> =
+            (0..self.vcpus.len()).map(|index| Standing(&self.life, index)).collect();
+        let cpus = self.vcpus.iter().zip(&mut standing);
+        let cpus = cpus.map(|(vcpu, standing)| Cpu { vcpu, retire: Some(standing) }).collect();
+        let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
+        Ok(SavedPc { saved, sections: self.board().sections(&self.records()) })
+    }
+
+    /// What the devices are at.
+    fn records(&self) -> Records {
+        let devices = lock(&self.devices);
+        let record = |kind: &str, config: Vec<u8>, state: Vec<u8>| Record {
+            kind: kind.to_owned(),
+            config: Bytes(config),
+            state: Bytes(state),
+        };
+        let mut records = Records::new();
+        let (serial, keyboard) = (&devices.serial, &devices.keyboard);
+        records.insert(SERIAL.to_owned(), record("serial", serial.config_record(), serial.state()));
+        records.insert(KEYBOARD.to_owned(), record("keyboard", keyboard.config_record(), keyboard.state()));
+        if let Some((config, state)) = self.interrupts.records() {
+            records.insert(IOAPIC.to_owned(), record("ioapic", config, state));
+        }
+        for (index, Slot { transport, .. }) in devices.virtio.iter().enumerate() {
+            let device = transport.device();
+            let one = record(&virtio_kind(device.kind()), device.config_record(), transport.record());
+            records.insert(format!("{VIRTIO}{index}"), one);
+        }
+        records
+    }
+
+    /// Puts the devices where these records say; they are of this board.
+    pub(super) fn set_records(&self, records: &Records) -> Result<(), Error> {
+        let own = self.records();
+        for (name, record) in &own {
+            let other = |what: &str| Error::Device(format!("{name}: {what}"));
+            let saved = records.get(name).ok_or_else(|| other("it was not saved"))?;
+            if saved.config != record.config {
+                return Err(other("it is another device than the one that was saved"));
+            }
+        }
+        let mut devices = lock(&self.devices);
+        let state = |name: &str| records.get(name).map_or(&[][..], |record| &record.state.0);
+        if own.contains_key(IOAPIC) {
+            self.interrupts.set_state(state(IOAPIC))?;
+        }
+        devices.serial.set_state(state(SERIAL))?;
+        devices.keyboard.set_state(state(KEYBOARD))?;
+        for (index, slot) in devices.virtio.iter_mut().enumerate() {
+            slot.transport.set_record(state(&format!("{VIRTIO}{index}")), &self.memory)?;
+            // A controller keeps what a wire led to, and not its level.
+            slot.wire(&self.interrupts);
+        }
+        Ok(())
+    }
+}
