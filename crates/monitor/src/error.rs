@@ -30,6 +30,9 @@ pub enum Error {
     /// A device.
     #[error("device: {0}")]
     Device(String),
+    /// A thread of its could not be confined.
+    #[error("confinement: {0}")]
+    Confinement(String),
     /// Its control.
     #[error("{0}")]
     Control(String),

@@ -54,6 +54,10 @@ impl Operated for Counting {
         *self.phase.lock().unwrap() = (Phase::Ended, Some("stopped".to_owned()));
     }
 
+    fn devices(&self) -> Vec<evenkeel_monitor::control::metrics::Device> {
+        Vec::new()
+    }
+
     fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
         for done in 0..=4 {
             progress(done * 100, 400);

@@ -53,7 +53,7 @@ impl Run {
             None => None,
         };
         let mut boot = Boot { kernel, initramfs, command_line: self.command_line };
-        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy)];
+        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new().map_err(|e| failed(&e))?)];
         for (index, path) in self.disk.iter().enumerate() {
             let file =
                 File::options().read(true).write(true).open(path).map_err(|e| Failure::file(path, &e))?;

@@ -3,7 +3,6 @@
 //! Counting takes no lock and no call: vCPUs and devices count while they work.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -48,24 +47,15 @@ fn place(exit: &Exit) -> usize {
     }
 }
 
-/// What one device did.
-#[derive(Debug, Default)]
+/// What a device did since the machine was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
-    /// Requests that were answered.
-    pub requests: AtomicU64,
-    /// Bytes from the device to the guest.
-    pub to_guest: AtomicU64,
-    /// Bytes from the guest to the device.
-    pub from_guest: AtomicU64,
-}
-
-impl Device {
-    /// A request was answered, with these bytes to and from the guest.
-    pub fn answered(&self, to_guest: u64, from_guest: u64) {
-        self.requests.fetch_add(1, Relaxed);
-        self.to_guest.fetch_add(to_guest, Relaxed);
-        self.from_guest.fetch_add(from_guest, Relaxed);
-    }
+    /// Its name on the board.
+    pub name: String,
+    /// Requests or frames.
+    pub requests: u64,
+    /// Bytes of data, both ways.
+    pub bytes: u64,
 }
 
 /// Something that is done now and then, and takes time.
@@ -98,7 +88,6 @@ impl Timed {
 #[derive(Debug, Default)]
 pub struct Metrics {
     exits: [AtomicU64; EXITS.len()],
-    devices: Vec<(String, Arc<Device>)>,
     pauses: Timed,
     standstill: Timed,
     snapshots: Timed,
@@ -109,11 +98,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All zero; of a machine with these devices.
-    pub fn new(devices: Vec<(String, Arc<Device>)>) -> Metrics {
-        Metrics { devices, ..Metrics::default() }
-    }
-
     /// A vCPU came out of the guest.
     pub fn exit(&self, exit: &Exit) {
         self.exits[place(exit)].fetch_add(1, Relaxed);
@@ -146,7 +130,7 @@ impl Metrics {
     }
 
     /// As Prometheus reads it (text format 0.0.4).
-    pub fn text(&self, phase: Phase, uptime: Duration) -> String {
+    pub fn text(&self, phase: Phase, uptime: Duration, devices: &[Device]) -> String {
         let mut text = String::new();
         head(&mut text, "phase", "gauge", "Where the machine's life is: 1 for one of the phases.");
         for each in Phase::ALL {
@@ -175,28 +159,18 @@ impl Metrics {
             head(&mut text, name, "counter", help);
             let _ = writeln!(text, "evenkeel_{name} {}", count.load(Relaxed));
         }
-        if self.devices.is_empty() {
+        if devices.is_empty() {
             return text;
         }
         head(&mut text, "device_requests_total", "counter", "Requests that a device answered.");
-        for (name, device) in &self.devices {
-            let name = escaped(name);
-            let _ = writeln!(
-                text,
-                "evenkeel_device_requests_total{{device=\"{name}\"}} {}",
-                device.requests.load(Relaxed)
-            );
+        for device in devices {
+            let name = escaped(&device.name);
+            let _ = writeln!(text, "evenkeel_device_requests_total{{device=\"{name}\"}} {}", device.requests);
         }
-        head(&mut text, "device_bytes_total", "counter", "Bytes between a device and the guest.");
-        for (name, device) in &self.devices {
-            let name = escaped(name);
-            for (way, count) in [("to-guest", &device.to_guest), ("from-guest", &device.from_guest)] {
-                let _ = writeln!(
-                    text,
-                    "evenkeel_device_bytes_total{{device=\"{name}\",direction=\"{way}\"}} {}",
-                    count.load(Relaxed)
-                );
-            }
+        head(&mut text, "device_bytes_total", "counter", "Bytes between a device and the guest, both ways.");
+        for device in devices {
+            let name = escaped(&device.name);
+            let _ = writeln!(text, "evenkeel_device_bytes_total{{device=\"{name}\"}} {}", device.bytes);
         }
         text
     }
@@ -217,16 +191,15 @@ mod tests {
 
     #[test]
     fn every_series_has_its_head_once_and_says_what_was_counted() {
-        let disk = Arc::new(Device::default());
-        let metrics = Metrics::new(vec![("a\"b".to_owned(), disk.clone())]);
+        let disk = Device { name: "a\"b".to_owned(), requests: 3, bytes: 528 };
+        let metrics = Metrics::default();
         metrics.exit(&Exit::Halted);
         metrics.exit(&Exit::Halted);
         metrics.exit(&Exit::Other(99));
         metrics.paused(Duration::from_millis(2));
         metrics.paused(Duration::from_millis(1));
         metrics.saved(Duration::from_secs(1), 4096);
-        disk.answered(512, 16);
-        let text = metrics.text(Phase::Paused, Duration::from_secs(5));
+        let text = metrics.text(Phase::Paused, Duration::from_secs(5), &[disk]);
         for line in [
             "evenkeel_phase{phase=\"paused\"} 1",
             "evenkeel_phase{phase=\"running\"} 0",
@@ -236,9 +209,8 @@ mod tests {
             "evenkeel_pause_seconds_count 2",
             "evenkeel_pause_longest_seconds 0.002",
             "evenkeel_snapshot_bytes_total 4096",
-            "evenkeel_device_requests_total{device=\"a\\\"b\"} 1",
-            "evenkeel_device_bytes_total{device=\"a\\\"b\",direction=\"to-guest\"} 512",
-            "evenkeel_device_bytes_total{device=\"a\\\"b\",direction=\"from-guest\"} 16",
+            "evenkeel_device_requests_total{device=\"a\\\"b\"} 3",
+            "evenkeel_device_bytes_total{device=\"a\\\"b\"} 528",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }

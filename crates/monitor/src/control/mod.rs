@@ -56,6 +56,9 @@ pub trait Operated: Sync {
     /// Asks it to end. Comes back at once.
     fn stop(&self);
 
+    /// What its devices did. Comes back at once: what cannot be looked at now is told as it was the last time.
+    fn devices(&self) -> Vec<metrics::Device>;
+
     /// Saves it into a file, wherever its life is, and leaves it there; tells bytes done and bytes in all.
     ///
     /// # Errors

@@ -182,7 +182,7 @@ impl Server {
         let task = match request.command {
             Command::Status => return Some(Answer::Status(self.status(machine))),
             Command::Metrics => {
-                let text = self.metrics.text(machine.phase().0, self.shared.began.elapsed());
+                let text = self.metrics.text(machine.phase().0, self.shared.began.elapsed(), &machine.devices());
                 return Some(Answer::Metrics(Text { text }));
             }
             Command::Subscribe => {

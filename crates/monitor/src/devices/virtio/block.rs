@@ -1,27 +1,40 @@
 //! A disk: a raw file (virtio 1.2, section 5.2).
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::Device;
+use super::bell::Bell;
+use super::chain::{Chain, Popped, Side, pop};
+use super::{Counts, Device};
 use crate::Error;
 
 const SECTOR: u64 = 512;
+/// VIRTIO_BLK_F_SEG_MAX.
+const SEG_MAX: u64 = 1 << 2;
 /// VIRTIO_BLK_F_RO.
 const READ_ONLY: u64 = 1 << 5;
 /// VIRTIO_BLK_F_FLUSH.
 const FLUSH: u64 = 1 << 9;
+/// Every feature that this knows, but for READ_ONLY, which the description has a field for.
+const KNOWN: u64 = SEG_MAX | FLUSH;
+const QUEUE: u16 = 256;
 /// Bytes that are moved at once, whatever a request asks for.
 const PIECE: usize = 64 << 10;
-/// The most bytes of one request: more than any driver's.
-const MOST: usize = 64 << 20;
-
+/// The most bytes of one request.
+const MOST: usize = 16 << 20;
+/// So many bytes are moved before others have their turn: the guest's next exit, and a pause.
+const TURN: usize = 4 << 20;
+/// What a request counts as beside its bytes.
+const EACH: usize = 4 << 10;
+/// What a flush counts as.
+const FLUSHED: usize = 1 << 20;
 /// The length of what the guest is told when it asks for the disk's name.
 const ID: usize = 20;
 
@@ -39,6 +52,8 @@ pub struct Config {
     pub read_only: bool,
     /// What the guest can ask for: at most 20 bytes.
     pub id: String,
+    /// VIRTIO_BLK_F_* that the guest is offered, but for VIRTIO_BLK_F_RO.
+    pub features: u64,
 }
 
 /// A disk.
@@ -46,6 +61,8 @@ pub struct Config {
 pub struct Block {
     file: File,
     config: Config,
+    bell: Bell,
+    counts: Counts,
 }
 
 /// The length of a file or of a block device.
@@ -57,10 +74,10 @@ impl Block {
     /// A disk with what is in this file, up to the last whole sector. `name` is what the guest can ask for.
     ///
     /// # Errors
-    /// The file's length cannot be told.
+    /// The file's length cannot be told, or the name is too long.
     pub fn new(file: File, read_only: bool, name: &str) -> Result<Block, Error> {
         let bytes = length(&file)? / SECTOR * SECTOR;
-        Block::with(file, Config { bytes, read_only, id: name.to_owned() })
+        Block::with(file, Config { bytes, read_only, id: name.to_owned(), features: KNOWN })
     }
 
     /// The disk that this describes, in this file.
@@ -68,16 +85,21 @@ impl Block {
     /// # Errors
     /// The file is too short or too long for it, or the description makes no sense.
     pub fn with(file: File, config: Config) -> Result<Block, Error> {
+        let wrong = |what: String| Err(Error::Device(format!("disk {}: {what}", config.id)));
         let found = length(&file)? / SECTOR * SECTOR;
         if config.bytes != found {
-            let what =
-                format!("disk {}: {} bytes were expected, the file has {found}", config.id, config.bytes);
-            return Err(Error::Device(what));
+            return wrong(format!("{} bytes were expected, the file has {found}", config.bytes));
         }
         if config.id.len() > ID {
-            return Err(Error::Device(format!("disk {}: a name has at most {ID} bytes", config.id)));
+            return wrong(format!("a name has at most {ID} bytes"));
         }
-        Ok(Block { file, config })
+        if config.features & !KNOWN != 0 {
+            let strange = config.features & !KNOWN;
+            return wrong(format!(
+                "features {strange:#x} are unknown here: restore it with a newer evenkeel"
+            ));
+        }
+        Ok(Block { file, config, bell: Bell::new()?, counts: Counts::default() })
     }
 
     /// What it is.
@@ -85,50 +107,66 @@ impl Block {
         &self.config
     }
 
-    /// One request; returns how many bytes were written into the guest's memory.
-    fn request(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
-        let Some(last) = chain.clone().writable().last() else { return 0 };
-        let (Ok(mut reader), Ok(mut writer)) =
-            (chain.clone().reader::<()>(memory), chain.writer::<()>(memory))
-        else {
-            return 0;
-        };
-        let mut head = [0; 16];
-        if reader.read_exact(&mut head).is_err() {
-            return 0;
-        }
-        let kind = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-        let sector = u64::from_le_bytes([
-            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
-        ]);
-        // The status byte is the last one.
-        let room = writer.available_bytes().saturating_sub(1);
-        let status = match kind {
-            0 => self.read(sector, &mut writer, room),
-            1 => self.write(sector, &mut reader),
-            4 => {
-                if self.file.sync_data().is_ok() {
-                    OK
-                } else {
-                    IO_ERROR
+    /// Requests, until the ring is empty or others have their turn.
+    fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
+        let (mut used, mut work) = (false, 0);
+        // A ring holds at most this many: a driver that adds while we work notifies again.
+        for _ in 0..queue.size() {
+            if work >= TURN {
+                self.bell.ring();
+                break;
+            }
+            let (head, written) = match pop(queue, memory) {
+                Some(Popped::Chain(chain)) => {
+                    let head = chain.head;
+                    let (written, cost) = self.request(chain, memory);
+                    work += cost;
+                    (head, written)
                 }
+                Some(Popped::Malformed(head)) => {
+                    work += EACH;
+                    (head, 0)
+                }
+                None => break,
+            };
+            used |= queue.add_used(memory, head, written).is_ok();
+        }
+        used
+    }
+
+    /// One request; returns how many bytes were written into the guest's memory, and what it counts as.
+    fn request(&mut self, chain: Chain, memory: &GuestMemoryMmap) -> (u32, usize) {
+        let Chain { readable: mut from, writable: mut into, .. } = chain;
+        let mut head = [0; 16];
+        // The status byte is the last one.
+        let Some(status) = into.split_last().filter(|_| from.read(&mut head, memory)) else {
+            return (0, EACH);
+        };
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        let mut cost = EACH;
+        let result = match word(0) {
+            0 => self.read(sector, &mut into, memory),
+            1 => self.write(sector, &mut from, memory),
+            4 => {
+                cost += FLUSHED;
+                if self.file.sync_data().is_ok() { OK } else { IO_ERROR }
             }
             8 => {
-                if writer.write_all(&self.id()[..room.min(ID)]).is_ok() {
-                    OK
-                } else {
-                    IO_ERROR
-                }
+                let id = self.id();
+                if into.write(&id[..into.left().min(ID)], memory) { OK } else { IO_ERROR }
             }
             _ => UNSUPPORTED,
         };
-        let written = writer.bytes_written() as u32;
-        let Some(at) = last.len().checked_sub(1).map(u64::from) else { return written };
-        let place = last.addr().0.checked_add(at).map(vm_memory::GuestAddress);
-        match place.map(|place| memory.write_slice(&[status], place)) {
-            Some(Ok(())) => written + 1,
-            _ => written,
-        }
+        let moved = into.moved() + from.moved() - head.len();
+        self.counts.requests += 1;
+        self.counts.bytes += moved as u64;
+        // What is behind the length that was written is the driver's: a status that is not next to it is found by its place.
+        let told = match memory.write_slice(&[result], status) {
+            Ok(()) => into.moved() as u32 + 1,
+            Err(_) => 0,
+        };
+        (told, cost + moved)
     }
 
     fn id(&self) -> [u8; ID] {
@@ -144,33 +182,31 @@ impl Block {
         (end <= self.config.bytes && length as u64 % SECTOR == 0 && length <= MOST).then_some(from)
     }
 
-    fn read(&self, sector: u64, writer: &mut impl Write, length: usize) -> u8 {
+    fn read(&self, sector: u64, into: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+        let length = into.left();
         let Some(from) = self.within(sector, length) else { return IO_ERROR };
         let mut piece = vec![0; PIECE.min(length)];
-        let mut done = 0;
-        while done < length {
-            let part = &mut piece[..PIECE.min(length - done)];
-            if self.file.read_exact_at(part, from + done as u64).is_err() || writer.write_all(part).is_err() {
+        while into.left() > 0 {
+            let at = from + (length - into.left()) as u64;
+            let part = &mut piece[..PIECE.min(into.left())];
+            if self.file.read_exact_at(part, at).is_err() || !into.write(part, memory) {
                 return IO_ERROR;
             }
-            done += part.len();
         }
         OK
     }
 
-    fn write(&self, sector: u64, reader: &mut virtio_queue::Reader<'_, ()>) -> u8 {
-        let length = reader.available_bytes();
-        let Some(from) = self.within(sector, length).filter(|_| !self.config.read_only) else {
-            return IO_ERROR;
-        };
+    fn write(&self, sector: u64, from: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+        let length = from.left();
+        let place = self.within(sector, length).filter(|_| !self.config.read_only);
+        let Some(place) = place else { return IO_ERROR };
         let mut piece = vec![0; PIECE.min(length)];
-        let mut done = 0;
-        while done < length {
-            let part = &mut piece[..PIECE.min(length - done)];
-            if reader.read_exact(part).is_err() || self.file.write_all_at(part, from + done as u64).is_err() {
+        while from.left() > 0 {
+            let at = place + (length - from.left()) as u64;
+            let part = &mut piece[..PIECE.min(from.left())];
+            if !from.read(part, memory) || self.file.write_all_at(part, at).is_err() {
                 return IO_ERROR;
             }
-            done += part.len();
         }
         OK
     }
@@ -182,30 +218,48 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        FLUSH | if self.config.read_only { READ_ONLY } else { 0 }
+        self.config.features | if self.config.read_only { READ_ONLY } else { 0 }
     }
 
     fn queues(&self) -> &'static [u16] {
-        &[256]
+        &[QUEUE]
     }
 
     fn config(&self) -> Vec<u8> {
-        (self.config.bytes / SECTOR).to_le_bytes().to_vec()
+        // Capacity, size_max, seg_max: head and status take a descriptor each.
+        let mut space = (self.config.bytes / SECTOR).to_le_bytes().to_vec();
+        space.extend([0; 4]);
+        space.extend(u32::from(QUEUE - 2).to_le_bytes());
+        space
     }
 
     fn config_record(&self) -> Vec<u8> {
         cbor::print(&self.config)
     }
 
+    fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.bell.source())
+    }
+
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {
-        let mut used = false;
-        // A ring holds at most this many: a driver that adds while we work is notified for again.
-        for _ in 0..queue.size() {
-            let Some(chain) = queue.pop_descriptor_chain(memory) else { break };
-            let head = chain.head_index();
-            let written = self.request(chain, memory);
-            used |= queue.add_used(memory, head, written).is_ok();
-        }
-        used
+        self.serve(queue, memory)
+    }
+
+    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, _: u64) -> bool {
+        self.bell.silence();
+        let ready = queues.first_mut().filter(|queue| queue.ready());
+        ready.is_some_and(|queue| self.serve(queue, memory))
+    }
+
+    fn reset(&mut self) {
+        self.bell.silence();
+    }
+
+    fn resume(&mut self, _: &[Queue]) {
+        self.bell.ring();
     }
 }

@@ -2,9 +2,13 @@
 //! it is *at* (its state: queues, status, selectors) is saved and set. The guest is hostile: every ring and length is bounded
 //! by rust-vmm's queue, and what makes no sense ends the request, not the monitor.
 
+pub mod bell;
 pub mod block;
+pub mod chain;
+pub mod console;
 pub mod entropy;
 mod mmio;
+pub mod net;
 
 use std::os::fd::BorrowedFd;
 
@@ -17,6 +21,15 @@ use crate::Error;
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
+
+/// What a device did since it was made: for those who watch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests or frames.
+    pub requests: u64,
+    /// Bytes of data, both ways.
+    pub bytes: u64,
+}
 
 /// A virtio device behind a transport.
 pub trait Device: Send {
@@ -61,6 +74,11 @@ pub trait Device: Send {
     /// The queues were set from saved state: what waits in them is looked at soon, by way of [`Device::source`].
     fn resume(&mut self, queues: &[Queue]) {
         let _ = queues;
+    }
+
+    /// What it did.
+    fn counts(&self) -> Counts {
+        Counts::default()
     }
 
     /// What it is, for making it again: CBOR.
