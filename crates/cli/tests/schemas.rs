@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 25] = [
+const DOCUMENTS: [&str; 28] = [
     "surface",
     "observation",
     "snapshot",
@@ -31,6 +31,9 @@ const DOCUMENTS: [&str; 25] = [
     "apply",
     "inspect",
     "capsule-diff",
+    "control-request",
+    "control-line",
+    "confinement",
 ];
 
 fn folder() -> PathBuf {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use evenkeel_monitor::devices::virtio::{Device, block::Block, entropy::Entropy};
 use evenkeel_monitor::linux::Boot;
-use evenkeel_monitor::pc::{End, Pc};
-use evenkeel_monitor::{Irqchip, Machine, Shape};
+use evenkeel_monitor::pc::Pc;
+use evenkeel_monitor::{End, Error, Irqchip, Machine, Shape};
 use evenkeel_sys::{Live, System};
 use evenkeel_witness::programs::x86_64::offered_cpuid;
 
@@ -41,12 +41,15 @@ pub struct Run {
     /// Stop after this many seconds, with exit code 3.
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
+    #[command(flatten)]
+    operating: super::operate::Operating,
 }
 
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
         let failed = |e: &dyn std::fmt::Display| Failure { exit: 3, ..Failure::bad(e.to_string(), "") };
+        let mut operator = self.operating.prepare()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
             Some(path) => Some(std::fs::read(path).map_err(|e| Failure::file(path, &e))?),
@@ -62,6 +65,7 @@ impl Run {
         }
         let irqchip = Irqchip::by_name(&self.irqchip).unwrap_or_default();
         let live = Live::new();
+        operator.lend(&live);
         let system = System::open(&live).map_err(|e| failed(&e))?;
         let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: (self.memory as usize) << 20 };
         let machine = Machine::new(&system, shape).map_err(|e| failed(&e))?;
@@ -75,9 +79,12 @@ impl Run {
             vcpus.push(vcpu);
         }
         let pc = Pc::new(&machine, &vcpus, devices, std::io::stdout(), &mut boot).map_err(|e| failed(&e))?;
-        match pc.run(&machine, &vcpus, self.limit.map(Duration::from_secs)).map_err(|e| failed(&e))? {
-            End::Reset => Ok(0),
+        let save = |_: &mut File, _: &dyn Fn(u64, u64)| Err(Error::Control("it cannot be saved".to_owned()));
+        let size = (vcpus.len() as u32, u64::from(self.memory) << 20);
+        match operator.run(pc, size, self.limit.map(Duration::from_secs), &save)? {
+            End::Reset | End::Stopped => Ok(0),
             End::TimeOver => Err(failed(&"the time is over")),
+            End::Failed(why) => Err(failed(&why)),
         }
     }
 }
