@@ -7,6 +7,9 @@ const EBX: usize = 1;
 const ECX: usize = 2;
 const EDX: usize = 3;
 
+/// Where a guest finds out what its hypervisor is, if bit 31 of leaf 1's ECX tells it that there is one.
+const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+
 /// How the vCPUs of a guest lie. One package; APIC ids are vCPU indices where threads fill their bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
@@ -44,7 +47,7 @@ impl Topology {
         (thread, thread + bits(self.cores()))
     }
 
-    /// Fills in what the table says about this vCPU and its neighbours: the APIC ids in leaves 1, 0xb, 0x1f,
+    /// Fills in what the table says about this vCPU and its neighbours, and that there is a hypervisor where it names one: the APIC ids in leaves 1, 0xb, 0x1f,
     /// 0x8000001e and 0x80000026, and who shares what. Leaf 0xb is made where the table goes that far, because what of
     /// it a capture holds is the capturing machine's own.
     pub fn fill(self, table: &mut Vec<CpuidEntry>, index: u32) {
@@ -57,6 +60,7 @@ impl Topology {
         };
         let mut last = 0;
         let mut topoext = false;
+        let hypervisor = table.iter().any(|e| e.function == HYPERVISOR_LEAF);
         for e in table.iter_mut() {
             let out = &mut e.output;
             match e.function {
@@ -66,6 +70,8 @@ impl Topology {
                     put(&mut out[EBX], 16, 8, vcpus.min(255));
                     // Said of one vCPU too, it does no harm: then it is as the contract has it.
                     out[EDX] |= u32::from(vcpus > 1) << 28;
+                    // Kernels before 6.16 take the bit and do not offer it; without it no guest looks for the leaf.
+                    out[ECX] |= u32::from(hypervisor) << 31;
                 }
                 // A cache of the third level is the package's, the others are the core's.
                 4 if out[EAX] & 0x1f != 0 => {

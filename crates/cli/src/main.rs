@@ -76,7 +76,7 @@ enum Command {
     Registers(commands::registers::Registers),
     #[command(hide = true)]
     Rounds(commands::rounds::Rounds),
-    /// Starts a guest that looks at everything, and saves it into a capsule.
+    /// Starts a guest that looks at everything, and saves it into a capsule; or saves a machine that runs.
     #[cfg(target_arch = "x86_64")]
     Snapshot(commands::snapshot::Snapshot),
     /// Restores the guest in a capsule here, and asks it what it sees.

@@ -27,6 +27,8 @@ pub struct Guest {
     pub surface: Option<Vec<u8>>,
     /// Who saved it, where and when.
     pub provenance: Option<Provenance>,
+    /// The board and its devices, where the guest has a machine around it: sections of the monitor's.
+    pub machine: Vec<Section>,
     /// Optional sections that mean nothing to this version: carried through byte for byte.
     pub carried: Vec<Section>,
 }
@@ -49,9 +51,18 @@ struct Call {
 /// The newest version of a section that this crate reads: for [`Reader::open`].
 pub fn known(name: &str) -> Option<u16> {
     evenkeel_capsule::known(name).or_else(|| {
+        if of_machine(name) {
+            return Some(1);
+        }
         let (_, item) = split(name)?;
         catalog::section(item).map(|_| 1)
     })
+}
+
+/// Whether a section is the monitor's: what was decided when the machine was made, or a device of it. What is in them is for
+/// the monitor to read.
+pub fn of_machine(name: &str) -> bool {
+    name == "board" || name.strip_prefix("device.").is_some_and(|device| !device.is_empty())
 }
 
 /// Owner and item of a section's name; `None`: it is not the name of an item.
@@ -146,7 +157,15 @@ fn in_catalog(arch: Arch, name: &str) -> bool {
 impl Guest {
     /// A guest that was just saved.
     pub fn new(id: Id, image: Image) -> Guest {
-        Guest { id, image, contract: None, surface: None, provenance: None, carried: Vec::new() }
+        Guest {
+            id,
+            image,
+            contract: None,
+            surface: None,
+            provenance: None,
+            machine: Vec::new(),
+            carried: Vec::new(),
+        }
     }
 
     /// The capsule to be written: contract and surface first.
@@ -169,7 +188,7 @@ impl Guest {
             let name = format!("{}/{}", item.owner, item.name);
             Section::new(name, true, item.bytes.clone())
         });
-        for section in items.chain(self.carried.iter().cloned()) {
+        for section in items.chain(self.machine.iter().chain(&self.carried).cloned()) {
             let lies = |what: String| Refused::lies(&section.name, 0, what);
             if draft.sections().iter().any(|other| other.name == section.name) {
                 return Err(lies("it is there twice".to_owned()));
@@ -211,6 +230,10 @@ impl Guest {
                 }
                 names::PROVENANCE if known => {
                     guest.provenance = Some(Provenance::read(&bytes, entry.offset)?)
+                }
+                name if known && of_machine(name) => {
+                    let Entry { name, version, reader, critical, .. } = entry;
+                    guest.machine.push(Section { name, version, reader, critical, bytes });
                 }
                 _ if known || entry.critical => guest.image.items.push(item(arch, &entry, bytes)?),
                 _ => {

@@ -72,8 +72,8 @@ const ATTEMPTS: [(&str, fn()); 7] = [
     ("start a thread", || drop(std::thread::Builder::new().spawn(|| {}))),
     ("start a program", || drop(Command::new("/bin/true").spawn())),
     ("make another ioctl", || drop(rustix::termios::tcgetattr(std::io::stdin()))),
-    ("send a signal to another process", || drop(rustix::process::test_kill_process(rustix::process::Pid::INIT))),
-    ("change its name", || drop(rustix::thread::set_name(c"other"))),
+    ("send a signal to another process", || drop(rustix::process::test_kill_process(rustix::process::Pid::INIT).is_ok())),
+    ("change its name", || drop(rustix::thread::set_name(c"other").is_ok())),
 ];
 
 impl Confinement {

@@ -9,6 +9,8 @@ pub mod confinement;
 pub mod control;
 pub mod diff;
 pub mod explain;
+#[cfg(target_arch = "x86_64")]
+mod guest;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;

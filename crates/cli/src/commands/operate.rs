@@ -30,8 +30,9 @@ pub struct Operating {
     control: Option<PathBuf>,
     /// What the process may still do once the guest runs: `enforce` ends it for a system call that it does not need, `audit`
     /// counts the calls and prints the counts as JSON at the end on standard error, `off` takes nothing away.
-    #[arg(long, value_name = "HOW", default_value = "enforce", value_parser = ["enforce", "audit", "off"])]
-    confine: String,
+    /// `enforce` if not given.
+    #[arg(long, value_name = "HOW", value_parser = ["enforce", "audit", "off"])]
+    confine: Option<String>,
     /// An open descriptor in place of what this user may not open: `kvm`, `control` (a socket that listens). May be given
     /// several times.
     #[arg(long, value_name = "NAME=FD")]
@@ -62,13 +63,19 @@ impl Operating {
     /// Takes what was passed and opens the socket. Comes first: before anything else is opened, and before there are threads.
     ///
     /// # Errors
-    /// What was passed is not there, or what is needed cannot be opened.
-    pub fn prepare(&self) -> Result<Operator, Failure> {
-        let mode = match self.confine.as_str() {
-            "off" => Mode::Off,
-            "audit" => Mode::Audit,
+    /// `saves_to_path`: a file is to be opened while the guest runs. What was passed is not there, or what is needed cannot be opened.
+    pub fn prepare(&self, saves_to_path: bool) -> Result<Operator, Failure> {
+        let mode = match self.confine.as_deref() {
+            Some("off") => Mode::Off,
+            // It is written where the guest says, and a confined process opens nothing by then.
+            None if saves_to_path => Mode::Off,
+            Some("audit") => Mode::Audit,
             _ => Mode::Enforce,
         };
+        if saves_to_path && (mode != Mode::Off || self.control.is_some()) {
+            let hint = "`evenkeel snapshot --control SOCKET -o FILE` saves a machine that is confined";
+            return Err(Failure::bad("--snapshot opens its file while the guest runs: it goes with --confine off, and without --control", hint));
+        }
         let mut passed = Passed::take(self.pass.iter().map(String::as_str))
             .map_err(|e| Failure::bad(format!("--pass: {e}"), "the descriptor must be open in whoever starts this"))?;
         let kvm = passed.get("kvm");
@@ -93,12 +100,12 @@ impl Operating {
     }
 }
 
-struct Machine<'m, 'b, W: Write> {
-    pc: &'m Pc<'m, 'b, W>,
-    save: &'m Save<'m>,
+struct Machine<'r, 'm, 'b, W: Write> {
+    pc: &'r Pc<'m, 'b, W>,
+    save: &'r Save<'r>,
 }
 
-impl<W: Write + Send> Operated for Machine<'_, '_, W> {
+impl<W: Write + Send> Operated for Machine<'_, '_, '_, W> {
     fn phase(&self) -> (Phase, Option<String>) {
         match self.pc.life().phase() {
             Life::Ready => (Phase::Ready, None),
@@ -140,19 +147,13 @@ impl Operator {
         }
     }
 
-    /// Without confinement: what follows opens files by path while the guest runs.
-    pub fn is_confined(&self) -> bool {
-        self.mode != Mode::Off
-    }
-
     /// Runs a machine to its end, confined and operated. Everything that it needs is open.
     ///
     /// # Errors
     /// The process cannot be confined.
     pub fn run<W: Write + Send>(
         self,
-        pc: Pc<'_, '_, W>,
-        (vcpus, memory): (u32, u64),
+        pc: &Pc<'_, '_, W>,
         limit: Option<Duration>,
         save: &Save<'_>,
     ) -> Result<End, Failure> {
@@ -163,9 +164,11 @@ impl Operator {
         if self.mode != Mode::Off {
             anstream::eprintln!("confined: {}", confinement.report().line());
         }
-        let pc = pc.confined(confinement.clone());
-        let about = About { vcpus, memory_bytes: memory, confinement: confinement.report().clone() };
-        let machine = Machine { pc: &pc, save };
+        pc.confine(confinement.clone());
+        let board = pc.board();
+        let (vcpus, memory_bytes) = (board.vcpus, board.memory);
+        let about = About { vcpus, memory_bytes, confinement: confinement.report().clone() };
+        let machine = Machine { pc, save };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;
         let end = std::thread::scope(|scope| {

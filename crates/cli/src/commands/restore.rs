@@ -9,6 +9,7 @@ use std::time::Duration;
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
+use evenkeel_monitor::pc::Board;
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
 use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
@@ -19,6 +20,10 @@ use evenkeel_witness::{moved, observation};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::guest::{
+    Running,
+    revive::{self, Found, Here},
+};
 use super::snapshot::{ARCH, SEEN};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
@@ -38,6 +43,17 @@ pub struct Restore {
     /// Where to write what became of it, as JSON.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Let a guest of `evenkeel run` go on, its first serial port on standard output: one capsule.
+    #[arg(long)]
+    run: bool,
+    /// Facets of its contract that this host need not keep.
+    #[arg(long, value_name = "FACET", requires = "run")]
+    waive: Vec<String>,
+    /// Parts of its state that need not be kept: `vcpu.0/msr.10`, or the end of that.
+    #[arg(long, value_name = "PART", requires = "run")]
+    accept: Vec<String>,
+    #[command(flatten)]
+    running: Running,
 }
 
 /// What became of guests that were restored.
@@ -114,6 +130,12 @@ impl Restore {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             guests: Vec::new(),
         };
+        if let (true, [path]) = (self.run, &self.capsules[..]) {
+            return self.go_on(path, here.as_ref(), told);
+        }
+        if self.run {
+            return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
+        }
         for path in &self.capsules {
             told.guests.push(self.one(path, here.as_ref(), &told.kernel)?);
         }
@@ -129,23 +151,84 @@ impl Restore {
         Ok(u8::from(!told.guests.iter().all(One::whole)))
     }
 
+    /// A machine out of its capsule, to its end.
+    fn go_on(&self, path: &Path, here: Option<&Surface>, mut told: Restored) -> Result<u8, Failure> {
+        let (mut reader, guest) = open(path)?;
+        let machine = Board::read(&guest.machine).map_err(|e| Failure::file(path, &e))?;
+        let Some((board, records)) = machine else {
+            let what = format!("{} holds a guest without a machine", path.display());
+            return Err(Failure::bad(what, "without --run it is restored and asked what it sees"));
+        };
+        let captured = match here {
+            Some(_) => None,
+            None => Some(evenkeel_hosts::capture_here()?),
+        };
+        let surface =
+            here.or(captured.as_ref()).ok_or_else(|| Failure::bad("no capture of this host", ""))?;
+        let mut one = one_of(path, &guest);
+        let mut image = guest.image.clone();
+        if let Some(here) = here {
+            let views = View::all(here, "here");
+            let view = views.iter().find(|view| view.shape == image.manifest.shape());
+            let to = view.map(|view| Destination { view, offer: &here.offer });
+            match to.map_or(Ok(None), |to| translate(&image, &to).map(Some)) {
+                Ok(None) => {}
+                Ok(Some(done)) => {
+                    one.translated = done.log.iter().map(rewritten).collect();
+                    image = done.image;
+                }
+                Err(why) => {
+                    let lines: Vec<String> = why.iter().map(lost).collect();
+                    let message =
+                        format!("this host cannot take the guest's state:\n  {}", lines.join("\n  "));
+                    return Err(Failure { exit: 1, ..Failure::bad(message, "") });
+                }
+            }
+        }
+        let ram = revive::memory(&mut reader, &board, path)?;
+        drop(reader);
+        let claim = self.claim(path, &guest, &told.kernel)?;
+        let found = Found { path, guest: &guest, image: &image, board, records, ram };
+        let how = Here { surface, waive: &self.waive, accept: &self.accept, running: &self.running };
+        let mut ran = false;
+        let ended = revive::revive(found, &how, one, &mut ran, |one| {
+            told.guests.push(one.clone());
+            anstream::eprint!("{}", text(&told));
+            match &self.output {
+                Some(path) => output::write(path, serde_json::to_string(&told).unwrap_or_default() + "\n"),
+                None => Ok(()),
+            }
+        });
+        // It never ran: it may be restored elsewhere.
+        if let (Some(claim), false) = (claim, ran) {
+            claim.release().map_err(|e| Failure::file(path, &e))?;
+        }
+        ended
+    }
+
+    /// The right to restore it, which is given once.
+    fn claim(&self, path: &Path, guest: &Guest, kernel: &str) -> Result<Option<Claim>, Failure> {
+        if self.clone {
+            return Ok(None);
+        }
+        let claim = Claim::take(path, &guest.id.to_string(), &format!("evenkeel on {kernel}\n"));
+        let hint = "--clone restores it once more: two guests that believe to be the same one";
+        claim.map(Some).map_err(|e| Failure { exit: 1, ..Failure::bad(e.to_string(), hint) })
+    }
+
     fn one(&self, path: &Path, here: Option<&Surface>, kernel: &str) -> Result<One, Failure> {
         let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
-        let io = File::open(path).map_err(|e| Failure::file(path, &e))?;
-        let mut reader = Reader::open(BufReader::new(io), &file::known).map_err(|e| refused(&e))?;
-        if reader.header().arch != ARCH {
-            let words = format!("{} is of {}", path.display(), reader.header().arch.name());
-            return Err(Failure::bad(words, "restore it on a host of that architecture"));
+        let (mut reader, guest) = open(path)?;
+        if !guest.machine.is_empty() {
+            let what = format!("{} holds a guest with a machine around it", path.display());
+            return Err(Failure::bad(what, "--run lets it go on"));
         }
         // Everything is verified before a VM is made.
         reader.verify().map_err(|e| refused(&e))?;
         reader.read_index().map_err(|e| refused(&e))?;
-        let guest = Guest::read(&mut reader).map_err(|e| refused(&e))?;
         let mut memory = memory(&mut reader).map_err(|e| refused(&e))?;
         memory.retain(|(_, bytes)| !bytes.is_empty());
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let from = guest.provenance.as_ref().map_or(String::new(), |p| p.kernel.clone());
-        let mut one = One { capsule: name, from, ..One::default() };
+        let mut one = one_of(path, &guest);
 
         let mut image = guest.image.clone();
         let views = here.map(|here| View::all(here, "here")).unwrap_or_default();
@@ -164,15 +247,7 @@ impl Restore {
                 }
             }
         }
-        let claim = match self.clone {
-            true => None,
-            false => {
-                let who = format!("evenkeel on {kernel}\n");
-                let claim = Claim::take(path, &guest.id.to_string(), &who);
-                let hint = "--clone restores it once more: two guests that believe to be the same one";
-                Some(claim.map_err(|e| Failure { exit: 1, ..Failure::bad(e.to_string(), hint) })?)
-            }
-        };
+        let claim = self.claim(path, &guest, kernel)?;
         let live = Live::new();
         let taken = match moved::take(&live, &image, &memory) {
             Ok(taken) => taken,
@@ -212,6 +287,26 @@ impl Restore {
         }
         Ok(one)
     }
+}
+
+/// A capsule of this architecture, and the guest in it without its memory.
+fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
+    let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
+    let io = File::open(path).map_err(|e| Failure::file(path, &e))?;
+    let mut reader = Reader::open(BufReader::new(io), &file::known).map_err(|e| refused(&e))?;
+    if reader.header().arch != ARCH {
+        let words = format!("{} is of {}", path.display(), reader.header().arch.name());
+        return Err(Failure::bad(words, "restore it on a host of that architecture"));
+    }
+    let guest = Guest::read(&mut reader).map_err(|e| refused(&e))?;
+    Ok((reader, guest))
+}
+
+/// Nothing became of it yet.
+fn one_of(path: &Path, guest: &Guest) -> One {
+    let capsule = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let from = guest.provenance.as_ref().map_or(String::new(), |p| p.kernel.clone());
+    One { capsule, from, ..One::default() }
 }
 
 /// All of a guest's memory.
@@ -255,7 +350,8 @@ fn lost(r: &Refusal) -> String {
     format!("{}/{} ({}), which holds {}: {}", r.owner, r.part, r.title, number(&r.value), r.because)
 }
 
-fn not_kept(part: &evenkeel_state::NotKept, image: &Image) -> Change {
+/// A part that was not kept, as it is told.
+pub fn not_kept(part: &evenkeel_state::NotKept, image: &Image) -> Change {
     // MSRs by number, as in captures and in the catalog.
     let msr = || {
         let item = image.item(part.owner, &part.item).filter(|item| item.name == "msrs")?;

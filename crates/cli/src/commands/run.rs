@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use evenkeel_monitor::devices::virtio::{Device, block::Block, entropy::Entropy};
+use evenkeel_monitor::devices::virtio::{Device, entropy::Entropy};
 use evenkeel_monitor::linux::Boot;
 use evenkeel_monitor::pc::Pc;
-use evenkeel_monitor::{End, Error, Irqchip, Machine, Shape};
+use evenkeel_monitor::{Irqchip, Machine, Shape};
+use evenkeel_state::Noting;
 use evenkeel_sys::{Live, System};
-use evenkeel_witness::programs::x86_64::offered_cpuid;
 
+use super::guest::save::Luggage;
+use super::guest::{Console, Running, contract, drive, failed};
 use crate::Global;
 use crate::failure::Failure;
 
-/// Runs a Linux guest, its first serial port on standard output.
+/// Runs a Linux guest under a contract, its first serial port on standard output.
 #[derive(clap::Args)]
 pub struct Run {
     /// The kernel: a bzImage or an ELF file.
@@ -27,29 +28,25 @@ pub struct Run {
     #[arg(long, default_value = "console=ttyS0 reboot=k panic=-1")]
     command_line: String,
     /// Memory in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=3072))]
     memory: u32,
     /// How many vCPUs.
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    vcpus: u8,
-    /// A disk: a raw file. May be given several times.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
+    /// What the guest is promised; what this host gives today, sealed, if not given.
     #[arg(long, value_name = "FILE")]
-    disk: Vec<PathBuf>,
-    /// Where the interrupt controllers are: all in the kernel, or local APICs there and the I/O APIC here.
-    #[arg(long, value_name = "WHERE", default_value = "kernel", value_parser = ["kernel", "split"])]
-    irqchip: String,
-    /// Stop after this many seconds, with exit code 3.
-    #[arg(long, value_name = "SECONDS")]
-    limit: Option<u64>,
+    contract: Option<PathBuf>,
+    /// Facets that may differ from the contract, by name: a field, or a word with all its fields.
+    #[arg(long, value_name = "FACET")]
+    waive: Vec<String>,
     #[command(flatten)]
-    operating: super::operate::Operating,
+    running: Running,
 }
 
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
-        let failed = |e: &dyn std::fmt::Display| Failure { exit: 3, ..Failure::bad(e.to_string(), "") };
-        let mut operator = self.operating.prepare()?;
+        let mut operator = self.running.operator()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
             Some(path) => Some(std::fs::read(path).map_err(|e| Failure::file(path, &e))?),
@@ -57,34 +54,44 @@ impl Run {
         };
         let mut boot = Boot { kernel, initramfs, command_line: self.command_line };
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new().map_err(|e| failed(&e))?)];
-        for (index, path) in self.disk.iter().enumerate() {
-            let file =
-                File::options().read(true).write(true).open(path).map_err(|e| Failure::file(path, &e))?;
-            let block = Block::new(file, false, &format!("disk{index}")).map_err(|e| failed(&e))?;
-            devices.push(Box::new(block));
-        }
-        let irqchip = Irqchip::by_name(&self.irqchip).unwrap_or_default();
+        devices.extend(self.running.disks()?);
+
+        let host = evenkeel_hosts::capture_here()?;
+        let promised = contract::choose(self.contract.as_deref(), Irqchip::Kernel.name(), self.vcpus, &host)?;
+        let irqchip = Irqchip::by_name(&promised.shape).filter(|irqchip| *irqchip != Irqchip::None);
+        let irqchip = irqchip.ok_or_else(|| {
+            let what = format!("the contract is for shape `{}`", promised.shape);
+            Failure::bad(what, "Linux needs one for shape `kernel` or `split`: `evenkeel baseline --shape`")
+        })?;
+        let plan = contract::plan(&promised, &host, contract::setup(self.vcpus), &self.waive)?;
+        contract::preflight(&plan)?;
+
         let live = Live::new();
         operator.lend(&live);
-        let system = System::open(&live).map_err(|e| failed(&e))?;
-        let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: (self.memory as usize) << 20 };
+        let noting = Noting::new(&live);
+        let system = System::open(&noting).map_err(|e| failed(&e))?;
+        let pit = irqchip == Irqchip::Kernel;
+        let shape = Shape { irqchip, pit, memory: (self.memory as usize) << 20 };
         let machine = Machine::new(&system, shape).map_err(|e| failed(&e))?;
+        let mut applying = plan.start();
+        // What stops a stage is in the report, which is asked below.
+        let _ = applying.vm(machine.vm());
         let mut vcpus = Vec::new();
-        for id in 0..self.vcpus.max(1) {
-            let vcpu = machine.vcpu(u64::from(id)).map_err(|e| failed(&e))?;
-            let mut cpuid = offered_cpuid(&system, u32::from(id)).map_err(|e| failed(&e))?;
-            // A guest asks for the paravirtual interface only where it is told that there is a hypervisor.
-            cpuid.iter_mut().filter(|e| e.function == 1).for_each(|e| e.output[2] |= 1 << 31);
-            vcpu.set_cpuid(&cpuid).map_err(|e| failed(&e))?;
+        for index in 0..self.vcpus {
+            let vcpu = machine.vcpu(u64::from(index)).map_err(|e| failed(&e))?;
+            let _ = applying.vcpu(&vcpu, index);
             vcpus.push(vcpu);
         }
-        let pc = Pc::new(&machine, &vcpus, devices, std::io::stdout(), &mut boot).map_err(|e| failed(&e))?;
-        let save = |_: &mut File, _: &dyn Fn(u64, u64)| Err(Error::Control("it cannot be saved".to_owned()));
-        let size = (vcpus.len() as u32, u64::from(self.memory) << 20);
-        match operator.run(pc, size, self.limit.map(Duration::from_secs), &save)? {
-            End::Reset | End::Stopped => Ok(0),
-            End::TimeOver => Err(failed(&"the time is over")),
-            End::Failed(why) => Err(failed(&why)),
-        }
+        let report = contract::keep(&plan, &applying)?;
+        anstream::eprintln!(
+            "contract {}: kept, {} places read back as wanted",
+            report.contract.digest,
+            report.kept
+        );
+
+        let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
+        let pc = Pc::new(&machine, &vcpus, devices, console, &mut boot).map_err(|e| failed(&e))?;
+        let luggage = Luggage::new(promised, &[], &host);
+        drive(&pc, &noting, &luggage, &self.running, &heard, operator)
     }
 }

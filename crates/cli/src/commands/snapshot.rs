@@ -19,12 +19,15 @@ use crate::{Format, Global, output};
 /// The section with what the witness saw before it was saved: an observation as JSON.
 pub const SEEN: &str = "witness.seen";
 
-/// Starts a guest that looks at everything, saves it, and writes it into a capsule.
+/// Starts a guest that looks at everything, and saves it into a capsule; or saves a machine that runs.
 #[derive(clap::Args)]
 pub struct Snapshot {
     /// Where to write the capsule.
     #[arg(short, long, value_name = "FILE.capsule")]
     output: PathBuf,
+    /// Save the machine that has this control socket instead: one that runs is paused for it, and goes on.
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["contract", "shape", "vcpus", "lazy", "compress"])]
+    control: Option<PathBuf>,
     /// Run the guest under this contract, in its shape.
     #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     contract: Option<PathBuf>,
@@ -62,6 +65,9 @@ pub struct Snapshotted {
 impl Snapshot {
     /// Saves.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
+        if let Some(socket) = &self.control {
+            return super::control::snapshot(socket, &self.output, global);
+        }
         let contract = self.contract.as_deref().map(super::contract).transpose()?;
         let (kept, shape) = match &contract {
             None => {
@@ -165,7 +171,8 @@ impl Snapshot {
     }
 }
 
-fn random() -> Result<Id, Failure> {
+/// An identity for what is saved.
+pub fn random() -> Result<Id, Failure> {
     let mut id = [0; 16];
     match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
         Ok(16) => Ok(Id(id)),

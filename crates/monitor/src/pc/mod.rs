@@ -10,9 +10,9 @@ mod run;
 mod save;
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use evenkeel_sys::Vcpu;
+use evenkeel_sys::{Ram, Vcpu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::{self, Place};
@@ -61,7 +61,7 @@ pub struct Pc<'m, 'b, W: Write> {
     memory: GuestMemoryMmap,
     devices: Mutex<Devices<'m, 'b, W>>,
     life: Life,
-    confinement: Confinement,
+    confinement: OnceLock<Confinement>,
     metrics: Arc<Metrics>,
     /// What the devices had done when they were last asked.
     counted: Mutex<Vec<metrics::Device>>,
@@ -148,16 +148,16 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
             memory,
             devices,
             life: Life::new()?,
-            confinement: Confinement::off(),
+            confinement: OnceLock::new(),
             metrics: Arc::default(),
             counted: Mutex::default(),
         })
     }
 
     /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls [`Pc::run`].
-    #[must_use]
-    pub fn confined(self, confinement: Confinement) -> Self {
-        Pc { confinement, ..self }
+    /// The first word counts.
+    pub fn confine(&self, confinement: Confinement) {
+        let _ = self.confinement.set(confinement);
     }
 
     /// Its counters.
@@ -188,7 +188,7 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
     }
 
     /// Its memory.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+    pub fn ram(&self) -> &Arc<Ram> {
+        self.machine.ram()
     }
 }

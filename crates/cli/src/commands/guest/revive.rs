@@ -1,0 +1,154 @@
+//! A saved machine goes on here.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use evenkeel_capsule::{Reader, cbor};
+use evenkeel_monitor::devices::virtio::{Device, block, entropy::Entropy};
+use evenkeel_monitor::pc::{Board, Pc, Records};
+use evenkeel_monitor::{Irqchip, Machine, Shape};
+use evenkeel_state::x86::{self, Options};
+use evenkeel_state::{Guest, Image, Noting};
+use evenkeel_surface::Surface;
+use evenkeel_sys::{Live, Ram, Slot, System};
+
+use super::contract::{carried, plan, preflight, setup};
+use super::save::Luggage;
+use super::{Console, Running, drive, failed};
+use crate::commands::restore::{One, not_kept};
+use crate::failure::Failure;
+
+/// A saved machine, with its memory, that was claimed to be run here.
+pub struct Found<'p> {
+    /// Where it was saved.
+    pub path: &'p Path,
+    /// All of it but memory.
+    pub guest: &'p Guest,
+    /// Its state as it is to be set here.
+    pub image: &'p Image,
+    /// Its board and devices.
+    pub board: Board,
+    /// What they are at.
+    pub records: Records,
+    /// Its memory.
+    pub ram: Arc<Ram>,
+}
+
+/// Memory out of a capsule, each chunk verified before it is there.
+pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) -> Result<Arc<Ram>, Failure> {
+    let refused = |e: &evenkeel_capsule::Refused| super::super::capsule::refused(path, e);
+    reader.read_index().map_err(|e| refused(&e))?;
+    let length = usize::try_from(board.memory).map_err(|e| failed(&e))?;
+    let ram = Ram::new(length).map_err(|e| failed(&format!("memory for the guest: {e:?}")))?;
+    let put = |address: u64, bytes: &[u8]| {
+        let at = usize::try_from(address).map_err(std::io::Error::other)?;
+        ram.write(at, bytes).map_err(std::io::Error::other)
+    };
+    reader.load(put).map_err(|e| refused(&e))?;
+    Ok(Arc::new(ram))
+}
+
+/// The devices that the board names, with the backends that were given again.
+fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
+    let mut files = running.files()?.into_iter();
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for placed in board.virtio() {
+        let record = records.get(&placed.name);
+        devices.push(match (placed.kind.as_str(), record) {
+            ("virtio-block", Some(record)) => {
+                let config: block::Config = cbor::read(&record.config.0)
+                    .map_err(|(at, what)| failed(&format!("{}: byte {at}: {what}", placed.name)))?;
+                let (path, file) = files.next().ok_or_else(|| {
+                    let what = format!("no file for {}, a disk of {} bytes", config.id, config.bytes);
+                    Failure::bad(
+                        what,
+                        "--disk FILE, for each disk and in the order in which they were given at first",
+                    )
+                })?;
+                Box::new(block::Block::with(file, config).map_err(|e| Failure::file(&path, &e))?)
+            }
+            ("virtio-entropy", _) => Box::new(Entropy::new().map_err(|e| failed(&e))?),
+            (kind, _) => return Err(failed(&format!("{}: this version makes no {kind}", placed.name))),
+        });
+    }
+    match files.next() {
+        Some((path, _)) => Err(Failure::bad(format!("{}: the guest has no such disk", path.display()), "")),
+        None => Ok(devices),
+    }
+}
+
+/// What becomes of a machine that is to go on here.
+pub struct Here<'h> {
+    /// The capture of this host.
+    pub surface: &'h Surface,
+    /// Facets of the contract that may differ.
+    pub waive: &'h [String],
+    /// Parts of the state that need not be kept.
+    pub accept: &'h [String],
+    /// How it runs.
+    pub running: &'h Running,
+}
+
+/// Makes the machine again, sets its state, reads it back, and lets it go on to its end. `told` hears what became of its state
+/// before the guest executes anything; nothing of it runs if that refuses. `ran` is set when it begins to run.
+pub fn revive(
+    found: Found<'_>,
+    here: &Here<'_>,
+    mut one: One,
+    ran: &mut bool,
+    told: impl FnOnce(&One) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let Found { path, guest, image, board, records, ram } = found;
+    let mut operator = here.running.operator()?;
+    let contract = guest.contract.as_deref().ok_or_else(|| {
+        Failure::bad(
+            format!("{}: a machine without a contract", path.display()),
+            "it was not saved by `evenkeel run`",
+        )
+    })?;
+    let contract = carried(contract, path)?;
+    preflight(&plan(&contract, here.surface, setup(board.vcpus), here.waive)?)?;
+    let before = guest.provenance.as_ref().map_or(&[][..], |p| &p.exposure);
+    let luggage = Luggage::new(contract, before, here.surface);
+    let devices = devices(&board, &records, here.running)?;
+
+    let begin = Instant::now();
+    let live = Live::new();
+    operator.lend(&live);
+    let noting = Noting::new(&live);
+    let system = System::open(&noting).map_err(|e| failed(&e))?;
+    let slot = Slot { number: 0, flags: 0, guest: 0, offset: 0, length: ram.len() as u64 };
+    let made = x86::remake(&system, &image.manifest, &[(slot, ram.clone())]).map_err(|e| failed(&e))?;
+    let report =
+        x86::restore(&mut made.parts(&system), image, &Options::default()).map_err(|e| failed(&e))?;
+    one.took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+    one.parts = [report.kept, report.running, report.implied];
+    one.not_kept = report.not_kept.iter().map(|part| not_kept(part, image)).collect();
+    let unsaved = report.unsaved.iter();
+    one.unsaved = unsaved.map(|u| format!("{}/{}/{}", u.owner, u.item, u.field)).collect();
+    told(&one)?;
+    let lost: Vec<String> = one
+        .not_kept
+        .iter()
+        .filter(|change| !here.accept.iter().any(|accepted| change.what.ends_with(accepted.as_str())))
+        .map(|change| format!("{} ({}): {} → {}", change.what, change.how, change.before, change.after))
+        .collect();
+    if !lost.is_empty() {
+        let message = format!("this host does not keep the guest's state:\n  {}", lost.join("\n  "));
+        let hint = "nothing of the guest ran; --accept PART goes on without it";
+        return Err(Failure { exit: 1, ..Failure::bad(message, hint) });
+    }
+
+    let irqchip = Irqchip::by_name(&board.irqchip)
+        .ok_or_else(|| failed(&format!("the board has an irqchip `{}`", board.irqchip)))?;
+    let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: ram.len() };
+    let machine = Machine::adopt(&system, made.vm, ram, shape);
+    let (console, heard) = Console::new(here.running.snapshot_at.as_deref());
+    let pc =
+        Pc::restored(&machine, &made.vcpus, &board, &records, devices, console).map_err(|e| failed(&e))?;
+    *ran = true;
+    drive(&pc, &noting, &luggage, here.running, &heard, operator)
+}
