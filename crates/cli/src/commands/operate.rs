@@ -205,6 +205,10 @@ impl Operator {
             }
             Ok(end)
         })?;
+        if self.mode == Mode::Audit {
+            // Threads are joined a moment before they make their last calls.
+            std::thread::sleep(Duration::from_millis(200));
+        }
         if let Some(audited) = confinement.audited() {
             tell(&audited)?;
         }

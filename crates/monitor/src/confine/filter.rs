@@ -31,6 +31,10 @@ pub fn compile<'r>(rules: impl IntoIterator<Item = &'r Rule>, thread: Thread) ->
                 // The kernel takes these arguments as 32 bits: what is above them decides nothing.
                 Some(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into()))
             }
+            Only::Own(argument) => {
+                let own = std::process::id().into();
+                Some(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own))
+            }
             Only::Without(argument, bits) => Some(SeccompCondition::new(
                 argument,
                 SeccompCmpArgLen::Qword,

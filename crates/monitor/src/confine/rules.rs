@@ -57,6 +57,8 @@ pub enum Only {
     Any,
     /// The argument of this place (from 0) has this value.
     Is(u8, u32),
+    /// The argument of this place is the number of this process.
+    Own(u8),
     /// The argument of this place has none of these bits.
     Without(u8, u32),
 }
@@ -67,6 +69,7 @@ impl Only {
         match self {
             Only::Any => true,
             Only::Is(place, value) => arguments[usize::from(place)] as u32 == value,
+            Only::Own(place) => arguments[usize::from(place)] as u32 == std::process::id(),
             Only::Without(place, bits) => arguments[usize::from(place)] & u64::from(bits) == 0,
         }
     }
@@ -128,6 +131,8 @@ const CONTROL: &[Thread] = &[Thread::Control];
 const SNAPSHOT: &[Thread] = &[Thread::Snapshot];
 const MAIN: &[Thread] = &[Thread::Main];
 const ALL: &[Thread] = &Thread::ALL;
+const KICK: &[Thread] = ALL;
+const BELL: &[Thread] = ALL;
 const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
 
 const PROT_EXEC: u32 = 4;
@@ -152,9 +157,14 @@ pub const RULES: &[Rule] = &[
     any("rt_sigprocmask", ALL, "the end of a thread"),
     any("sigaltstack", ALL, "the end of a thread"),
     any("exit", ALL, "the end of a thread"),
+    any("getpid", VCPU, "a vCPU that settles sends itself the signal"),
+    any("gettid", VCPU, "a vCPU that settles sends itself the signal"),
+    with("tgkill", Only::Own(0), "in this process", KICK, "takes vCPUs out of KVM_RUN, also when the machine ends"),
+    with("write", Only::Any, "to the bell", BELL, "the thread of the devices is told of a wish, the server that work is done"),
     any("rt_sigreturn", VCPU, "the end of a handler: a vCPU is taken out of KVM_RUN by a signal"),
     // A vCPU.
     ioctl(&r::KVM_RUN, VCPU, "runs the guest"),
+    ioctl(&r::KVM_KVMCLOCK_CTRL, VCPU, "tells a guest that it stood"),
     ioctl(&r::KVM_IRQ_LINE, DEVICES, "interrupts"),
     // Devices.
     any("pread64", DEVICES, "a disk is read"),
@@ -173,7 +183,6 @@ pub const RULES: &[Rule] = &[
     any("close", CONTROL, "a client goes"),
     any("read", CONTROL, "the bell that says that work is done"),
     // Snapshots.
-    any("tgkill", SNAPSHOT, "takes vCPUs out of KVM_RUN"),
     // The end.
     any("exit_group", MAIN, "the end"),
 ];

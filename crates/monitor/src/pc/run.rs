@@ -60,6 +60,8 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
     /// Runs a vCPU until its machine is over. Returns why, if it is the one that ends it.
     fn run_one(&self, index: usize, vcpu: &Vcpu<'b>, gate: &Barrier) -> Result<Option<End>, Error> {
         let runner = vcpu.runner(self.machine.system());
+        // The handler of its signal is set now: a confined thread sets none.
+        runner.iter().for_each(|runner| drop(runner.kicker()));
         self.enter(Thread::Vcpu, gate)?;
         let mut runner = runner?;
         let mut rest = true;
