@@ -120,7 +120,11 @@ fn threads() -> usize {
 
 /// Does `work` for each item, on several threads if they hold so much that it is worth it.
 pub(crate) fn each<T: Send, U: Send>(items: Vec<T>, bytes: usize, work: impl Fn(T) -> U + Sync) -> Vec<U> {
-    let threads = if bytes < 1 << 20 { 1 } else { threads() };
+    each_by(items, if bytes < 1 << 20 { 1 } else { threads() }, work)
+}
+
+/// The same, on so many threads.
+pub(crate) fn each_by<T: Send, U: Send>(items: Vec<T>, threads: usize, work: impl Fn(T) -> U + Sync) -> Vec<U> {
     let share = items.len().div_ceil(threads).max(1);
     if share == items.len() {
         return items.into_iter().map(work).collect();

@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use evenkeel_surface::Arch;
 
-use crate::encode::{How, each, pack};
+use crate::encode::{How, each, each_by, pack};
 use crate::error::Refused;
 use crate::header::{self, ALIGN, Entry, HEADER, Header, Id, MAX_SECTION, MAX_SECTIONS, Root};
 use crate::index::{self, Chunk, Index, Kind, Region};
@@ -52,12 +52,14 @@ pub struct Layout {
     pub page: u32,
     /// Bytes of a chunk; 0: as many as suit the size.
     pub chunk: u32,
+    /// No threads are started: whoever writes may not.
+    pub alone: bool,
 }
 
 impl Layout {
     /// Eager, without compression.
     pub fn eager(regions: Vec<Region>) -> Layout {
-        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0 }
+        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0, alone: false }
     }
 
     /// To be mapped.
@@ -277,7 +279,7 @@ impl Draft {
         let base = pad(out, MEMORY, after, u64::from(layout.page))?;
         let mut index = Index { chunk: size, regions: layout.regions.clone(), chunks: Vec::new() };
         let mut writer =
-            Chunks { out, how: How { lazy: layout.lazy, level: layout.level }, base, end: 0, gap: false };
+            Chunks { out, how: How { lazy: layout.lazy, level: layout.level }, alone: layout.alone, base, end: 0, gap: false };
         let batch = BATCH.max(u64::from(size));
         let mut buffer = Vec::new();
         for region in &layout.regions {
@@ -307,6 +309,7 @@ impl Draft {
 struct Chunks<'w, W> {
     out: &'w mut W,
     how: How,
+    alone: bool,
     /// Where memory begins in the file.
     base: u64,
     /// What of `memory` was dealt with.
@@ -325,7 +328,11 @@ impl<W: Write + Seek> Chunks<'_, W> {
         index: &mut Vec<Chunk>,
     ) -> Result<(), Refused> {
         let how = self.how;
-        let packed = each(bytes.chunks(size).collect(), bytes.len(), |chunk| pack(chunk, how));
+        let chunks = bytes.chunks(size).collect();
+        let packed = match self.alone {
+            true => each_by(chunks, 1, |chunk| pack(chunk, how)),
+            false => each(chunks, bytes.len(), |chunk| pack(chunk, how)),
+        };
         // What is stored as it is and follows each other.
         let mut run = 0..0;
         for (i, (chunk, packed)) in bytes.chunks(size).zip(packed).enumerate() {

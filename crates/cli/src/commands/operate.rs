@@ -207,7 +207,7 @@ impl Operator {
         })?;
         if self.mode == Mode::Audit {
             // Threads are joined a moment before they make their last calls.
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::park_timeout(Duration::from_millis(200));
         }
         if let Some(audited) = confinement.audited() {
             tell(&audited)?;

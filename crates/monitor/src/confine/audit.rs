@@ -15,7 +15,7 @@ use super::Error;
 use super::rules::{RULES, Thread, name, number};
 
 /// How many different calls that no rule has are kept, each kind of thread.
-const STRANGERS: usize = 32;
+const STRANGERS: usize = 96;
 /// How long a thread may take to be watched.
 const READY: Duration = Duration::from_secs(5);
 

@@ -127,22 +127,31 @@ const fn with(
 
 const VCPU: &[Thread] = &[Thread::Vcpu];
 const IO: &[Thread] = &[Thread::Io];
+const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
+/// Those that wait for nothing with ppoll otherwise.
+const QUIET: &[Thread] = &[Thread::Vcpu, Thread::Snapshot, Thread::Main];
+const CLOSERS: &[Thread] = &[Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
 const CONTROL: &[Thread] = &[Thread::Control];
 const SNAPSHOT: &[Thread] = &[Thread::Snapshot];
 const MAIN: &[Thread] = &[Thread::Main];
 const ALL: &[Thread] = &Thread::ALL;
-const KICK: &[Thread] = ALL;
-const BELL: &[Thread] = ALL;
 const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
 
 const PROT_EXEC: u32 = 4;
 const ALLOCATOR: &str = "the allocator asks only when what it has is used up";
+const REFUSED: &str = "only when a call was refused";
+const CHECKED: &str = "builds with debug assertions look, others do not";
+const SETTLES: &str = "only with local timers to settle";
+const NO_DRIVER: &str = "only with a guest that has a driver for the device";
+const NEWER: &str = "older kernels have not got it, or not for this VM";
+const STATE: &str = "what a vCPU or the VM is at";
 const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
 
 /// All rules.
 pub const RULES: &[Rule] = &[
     // What every thread does.
     any("futex", ALL, "locks and condition variables"),
+    any("write", ALL, "standard error and output, bells, the file of a snapshot: what is open is all there is"),
     with("mmap", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     with("mprotect", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     any("munmap", ALL, "the allocator").seldom(ALLOCATOR),
@@ -150,41 +159,89 @@ pub const RULES: &[Rule] = &[
     any("brk", ALL, "the allocator").seldom(ALLOCATOR),
     any("madvise", ALL, "the allocator, and the stack of a thread that ends").seldom(ALLOCATOR),
     any("clock_gettime", ALL, "how long something took").seldom(CLOCK),
-    with("write", Only::Is(0, 2), "to standard error", ALL, "what goes wrong, the refusal of a call too")
-        .seldom("only when something goes wrong"),
-    with("ppoll", Only::Is(1, 1), "of one", ALL, "whether standard error takes a line at once")
-        .seldom("only when a call was refused"),
-    any("rt_sigprocmask", ALL, "the end of a thread"),
-    any("sigaltstack", ALL, "the end of a thread"),
-    any("exit", ALL, "the end of a thread"),
-    any("getpid", VCPU, "a vCPU that settles sends itself the signal"),
-    any("gettid", VCPU, "a vCPU that settles sends itself the signal"),
-    with("tgkill", Only::Own(0), "in this process", KICK, "takes vCPUs out of KVM_RUN, also when the machine ends"),
-    with("write", Only::Any, "to the bell", BELL, "the thread of the devices is told of a wish, the server that work is done"),
-    any("rt_sigreturn", VCPU, "the end of a handler: a vCPU is taken out of KVM_RUN by a signal"),
+    with("ppoll", Only::Is(1, 1), "of one", QUIET, "whether standard error takes a line at once").seldom(REFUSED),
+    with("fcntl", Only::Is(1, 1), "F_GETFD", CLOSERS, "a descriptor that is closed is open").seldom(CHECKED),
+    any("close", CLOSERS, "what is not needed any more").seldom("most of it is left to the end"),
+    any("rt_sigprocmask", THREADS, "the end of a thread"),
+    any("sigaltstack", THREADS, "the end of a thread"),
+    any("exit", THREADS, "the end of a thread"),
     // A vCPU.
     ioctl(&r::KVM_RUN, VCPU, "runs the guest"),
     ioctl(&r::KVM_KVMCLOCK_CTRL, VCPU, "tells a guest that it stood"),
-    ioctl(&r::KVM_IRQ_LINE, DEVICES, "interrupts"),
+    any("rt_sigreturn", VCPU, "the end of a handler: a vCPU is taken out of KVM_RUN by a signal"),
+    any("getpid", VCPU, "a vCPU that settles sends itself the signal"),
+    any("gettid", VCPU, "a vCPU that settles sends itself the signal"),
+    ioctl(&r::KVM_SET_SIGNAL_MASK, VCPU, "a vCPU settles").seldom(SETTLES),
+    with("tgkill", Only::Own(0), "in this process", THREADS, "takes vCPUs out of KVM_RUN, also at the end"),
+    with("tgkill", Only::Own(0), "in this process", MAIN, "takes vCPUs out of KVM_RUN at the end")
+        .seldom("only when the time is over"),
     // Devices.
-    any("pread64", DEVICES, "a disk is read"),
-    any("pwrite64", DEVICES, "a disk is written"),
-    any("fdatasync", DEVICES, "a disk is flushed"),
-    any("getrandom", DEVICES, "the guest's entropy device"),
-    with("write", Only::Is(0, 1), "to standard output", DEVICES, "the guest's serial port"),
+    ioctl(&r::KVM_IRQ_LINE, DEVICES, "interrupts").seldom(NO_DRIVER),
+    any("pread64", DEVICES, "a disk is read").seldom(NO_DRIVER),
+    any("pwrite64", DEVICES, "a disk is written").seldom(NO_DRIVER),
+    any("fdatasync", DEVICES, "a disk is flushed").seldom(NO_DRIVER),
+    any("getrandom", DEVICES, "the guest's entropy device").seldom(NO_DRIVER),
+    any("readv", DEVICES, "frames and input").seldom(NO_DRIVER),
+    any("writev", DEVICES, "frames and output").seldom(NO_DRIVER),
+    any("read", &[Thread::Vcpu], "a device's own bell").seldom(NO_DRIVER),
+    any("ppoll", IO, "waits for what comes to the devices, and for a wish"),
+    any("read", IO, "the bell that tells of a wish; input"),
     // Control.
+    any("ppoll", CONTROL, "waits for clients"),
     any("accept4", CONTROL, "a client comes"),
     any("recvmsg", CONTROL, "a request, with the descriptor that a snapshot goes to"),
     any("sendto", CONTROL, "answers and events"),
     any("getsockopt", CONTROL, "who a client is"),
-    any("fcntl", CONTROL, "whether a descriptor that was passed can be written"),
+    with("fcntl", Only::Is(1, 3), "F_GETFL", CONTROL, "whether a descriptor that was passed can be written"),
     any("fstat", CONTROL, "whether a descriptor that was passed is a file"),
-    any("poll", CONTROL, "waits for clients"),
-    any("close", CONTROL, "a client goes"),
     any("read", CONTROL, "the bell that says that work is done"),
     // Snapshots.
-    // The end.
-    any("exit_group", MAIN, "the end"),
+    any("ftruncate", SNAPSHOT, "the file of a snapshot"),
+    any("lseek", SNAPSHOT, "the file of a snapshot"),
+    any("fdatasync", SNAPSHOT, "the file of a snapshot"),
+    any("getrandom", SNAPSHOT, "the id of a snapshot"),
+    ioctl(&r::KVM_CHECK_EXTENSION, SNAPSHOT, "what there is to be saved"),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_MSR_INDEX_LIST, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_MSR_FEATURE_INDEX_LIST, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_MSRS, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_CPUID2, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_REG_LIST, SNAPSHOT, STATE).seldom(NEWER),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_NESTED_STATE, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_IRQCHIP, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_PIT2, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_CLOCK, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_MP_STATE, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_VCPU_EVENTS, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_DEBUGREGS, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_REGS, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_SREGS2, SNAPSHOT, STATE).seldom(NEWER),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_SREGS, SNAPSHOT, STATE).seldom("newer kernels have KVM_GET_SREGS2"),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_XCRS, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_LAPIC, SNAPSHOT, STATE),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_XSAVE2, SNAPSHOT, STATE).seldom(NEWER),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_XSAVE, SNAPSHOT, STATE).seldom("newer kernels have KVM_GET_XSAVE2"),
+    #[cfg(target_arch = "x86_64")]
+    ioctl(&r::KVM_GET_TSC_KHZ, SNAPSHOT, STATE),
+    ioctl(&r::KVM_GET_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
+    ioctl(&r::KVM_HAS_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
+    // The end: after the audit was told.
+    any("exit_group", MAIN, "the end").seldom("an audit is told before it"),
+    any("sigaltstack", MAIN, "the end").seldom("an audit is told before it"),
+    any("rt_sigprocmask", MAIN, "the end").seldom("an audit is told before it"),
 ];
 
 /// The rules of a kind of threads, on this architecture.

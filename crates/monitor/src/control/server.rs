@@ -33,6 +33,7 @@ pub struct Server {
     done: Receiver<Done>,
     clients: Vec<Connection>,
     next: u64,
+    pid: u32,
     /// What was last told of the machine.
     told: Option<Phase>,
     told_work: Option<Work>,
@@ -57,6 +58,7 @@ impl Server {
             done,
             clients,
             next: 0,
+            pid: std::process::id(),
             told: None,
             told_work: None,
         }
@@ -226,7 +228,7 @@ impl Server {
         Status {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
+            pid: self.pid,
             phase,
             end,
             uptime_seconds: self.shared.began.elapsed().as_secs_f64(),

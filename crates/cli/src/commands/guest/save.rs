@@ -79,12 +79,12 @@ fn write(
     draft: &Draft,
     ram: &Ram,
     file: &mut File,
-    compress: bool,
+    (compress, alone): (bool, bool),
     progress: &dyn Fn(u64, u64),
 ) -> io::Result<Written> {
     let of = ram.len() as u64;
     let regions = vec![Region { address: 0, length: of }];
-    let layout = Layout { level: compress.then_some(1), ..Layout::eager(regions) };
+    let layout = Layout { level: compress.then_some(1), alone, ..Layout::eager(regions) };
     let memory = |address: u64, into: &mut [u8]| {
         let at = usize::try_from(address).map_err(io::Error::other)?;
         ram.read(at, into).map_err(io::Error::other)?;
@@ -108,7 +108,7 @@ pub fn save<W: Write + Send>(
     let Packed { guest, took, gaps } = pack(pc, noting, luggage)?;
     let items = guest.image.items.len();
     let draft = guest.draft().map_err(|e| crate::commands::capsule::refused(path, &e))?;
-    let written = evenkeel_files::replace(path, |file| write(&draft, pc.ram(), file, compress, &|_, _| {}));
+    let written = evenkeel_files::replace(path, |file| write(&draft, pc.ram(), file, (compress, false), &|_, _| {}));
     let written = written.map_err(|e: io::Error| Failure::file(path, &e))?;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     anstream::eprintln!(
@@ -141,7 +141,7 @@ pub fn save_to<W: Write + Send>(
     pc.life().pause()?;
     let written = pack(pc, noting, luggage).map_err(|e| told(&e.message)).and_then(|packed| {
         let draft = packed.guest.draft().map_err(|e| told(&e))?;
-        write(&draft, pc.ram(), file, compress, progress).map_err(|e| told(&e))
+        write(&draft, pc.ram(), file, (compress, true), progress).map_err(|e| told(&e))
     });
     let stood = begin.elapsed();
     if ran {
