@@ -124,7 +124,11 @@ pub(crate) fn each<T: Send, U: Send>(items: Vec<T>, bytes: usize, work: impl Fn(
 }
 
 /// The same, on so many threads.
-pub(crate) fn each_by<T: Send, U: Send>(items: Vec<T>, threads: usize, work: impl Fn(T) -> U + Sync) -> Vec<U> {
+pub(crate) fn each_by<T: Send, U: Send>(
+    items: Vec<T>,
+    threads: usize,
+    work: impl Fn(T) -> U + Sync,
+) -> Vec<U> {
     let share = items.len().div_ceil(threads).max(1);
     if share == items.len() {
         return items.into_iter().map(work).collect();

@@ -278,8 +278,14 @@ impl Draft {
         go(out, after)?;
         let base = pad(out, MEMORY, after, u64::from(layout.page))?;
         let mut index = Index { chunk: size, regions: layout.regions.clone(), chunks: Vec::new() };
-        let mut writer =
-            Chunks { out, how: How { lazy: layout.lazy, level: layout.level }, alone: layout.alone, base, end: 0, gap: false };
+        let mut writer = Chunks {
+            out,
+            how: How { lazy: layout.lazy, level: layout.level },
+            alone: layout.alone,
+            base,
+            end: 0,
+            gap: false,
+        };
         let batch = BATCH.max(u64::from(size));
         let mut buffer = Vec::new();
         for region in &layout.regions {

@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 use evenkeel_monitor::Error;
 use evenkeel_monitor::confine::{Mode, Report};
 use evenkeel_monitor::control::client::ClientError;
-use evenkeel_monitor::control::protocol::{
-    Answer, Code, Event, Happened, LONGEST, Phase, Saved, Snapshot,
-};
+use evenkeel_monitor::control::protocol::{Answer, Code, Event, Happened, LONGEST, Phase, Saved, Snapshot};
 use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, listen, serve};
 
 /// A machine whose guest counts: it must go on counting, whatever clients do.
@@ -165,7 +163,10 @@ fn a_machine_is_paused_resumed_measured_and_stopped() {
     let setting = Setting::quick();
     let mut client = setting.client();
     let Ok(Answer::Status(status)) = ask(&mut client, Command::Status) else { panic!() };
-    assert_eq!((status.phase, status.vcpus, status.memory_bytes, status.protocol), (Phase::Running, 2, 1 << 20, 1));
+    assert_eq!(
+        (status.phase, status.vcpus, status.memory_bytes, status.protocol),
+        (Phase::Running, 2, 1 << 20, 1)
+    );
     let Ok(Answer::Paused(took)) = ask(&mut client, Command::Pause) else { panic!() };
     assert_eq!(took.seconds, 0.003);
     let Ok(Answer::Status(status)) = ask(&mut client, Command::Status) else { panic!() };

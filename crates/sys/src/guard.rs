@@ -158,7 +158,9 @@ mod tests {
         let line = line("vcpu", &info);
         let text = std::str::from_utf8(&line.bytes[..line.length]).unwrap();
         let number = Sysno::openat as u32;
-        assert!(text.contains(&format!("the thread `vcpu` made the system call openat ({number}) before 0xabc,")));
+        assert!(
+            text.contains(&format!("the thread `vcpu` made the system call openat ({number}) before 0xabc,"))
+        );
         assert!(text.ends_with("ended\n"));
     }
 }

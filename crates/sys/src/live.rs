@@ -25,9 +25,10 @@ pub struct Live {
     /// Memory that VMs were given, by VM and slot. A VM lives as long as any of its vCPUs and devices, which nobody
     /// counts here: so memory stays until its slot is given other memory, or this value goes.
     memory: Mutex<Vec<Given>>,
-    /// Descriptors to use instead of opening a path.
-    passed: RwLock<Vec<(String, OwnedFd)>>,
 }
+
+/// Descriptors to use instead of opening a path: of the process, as whoever passed them meant.
+static LENT: RwLock<Vec<(String, OwnedFd)>> = RwLock::new(Vec::new());
 
 impl Live {
     /// Nothing open yet.
@@ -35,10 +36,10 @@ impl Live {
         Self::default()
     }
 
-    /// From now on this descriptor stands for the path: a device node that this process may not open itself, and was
-    /// passed by one that may.
-    pub fn pass(&self, path: &str, fd: OwnedFd) {
-        self.passed.write().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), fd));
+    /// From now on this descriptor stands for the path, for every `Live` of the process: a device node that it may not open
+    /// itself, and was passed by one that may.
+    pub fn lend(path: &str, fd: OwnedFd) {
+        LENT.write().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), fd));
     }
 
     fn keep(&self, fd: OwnedFd) -> Handle {
@@ -56,7 +57,7 @@ impl Live {
 
 impl Backend for Live {
     fn open(&self, path: &str, _: FdKind) -> Result<Handle, Refusal> {
-        let passed = self.passed.read().unwrap_or_else(PoisonError::into_inner);
+        let passed = LENT.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, fd)) = passed.iter().find(|(of, _)| of == path) {
             return Ok(self.keep(fd.try_clone().map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?));
         }

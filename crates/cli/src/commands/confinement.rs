@@ -72,7 +72,9 @@ const ATTEMPTS: [(&str, fn()); 7] = [
     ("start a thread", || drop(std::thread::Builder::new().spawn(|| {}))),
     ("start a program", || drop(Command::new("/bin/true").spawn())),
     ("make another ioctl", || drop(rustix::termios::tcgetattr(std::io::stdin()))),
-    ("send a signal to another process", || _ = rustix::process::test_kill_process(rustix::process::Pid::INIT)),
+    ("send a signal to another process", || {
+        _ = rustix::process::test_kill_process(rustix::process::Pid::INIT)
+    }),
     ("change its name", || _ = rustix::thread::set_name(c"other")),
 ];
 
@@ -161,7 +163,11 @@ fn words(report: &ConfinementReport, all: bool) -> String {
     for (thread, rules) in &report.rules {
         let tried: Vec<&Attempted> = report.attempts.iter().filter(|a| a.thread == *thread).collect();
         let ended = tried.iter().filter(|a| a.ended).count();
-        text += &format!("{thread}: {} rules; {ended} of {} attempts ended the process\n", rules.len(), tried.len());
+        text += &format!(
+            "{thread}: {} rules; {ended} of {} attempts ended the process\n",
+            rules.len(),
+            tried.len()
+        );
         for one in tried.iter().filter(|a| !a.ended || all) {
             let how = if one.ended { "ended" } else { "NOT ended" };
             text += &format!("  {how}: {}: {}\n", one.what, one.said);

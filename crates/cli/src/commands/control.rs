@@ -84,9 +84,15 @@ fn failed(socket: &Path, error: &ClientError) -> Failure {
     let hint = match error {
         ClientError::Refused(refused) => refused.hint.clone(),
         ClientError::Io(e) => match e.kind() {
-            std::io::ErrorKind::NotFound => "the machine is started with `evenkeel run --control SOCKET`".to_owned(),
-            std::io::ErrorKind::ConnectionRefused => "its machine is over, and the file was left behind".to_owned(),
-            std::io::ErrorKind::PermissionDenied => "it belongs to the user who started the machine".to_owned(),
+            std::io::ErrorKind::NotFound => {
+                "the machine is started with `evenkeel run --control SOCKET`".to_owned()
+            }
+            std::io::ErrorKind::ConnectionRefused => {
+                "its machine is over, and the file was left behind".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "it belongs to the user who started the machine".to_owned()
+            }
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
                 "there was no answer in time; --wait waits for longer".to_owned()
             }
@@ -115,7 +121,9 @@ fn tell(answer: Answer, global: Global) -> Result<u8, Failure> {
             "saved: {bytes} bytes in {seconds:.3} s; the guest stood still for {:.3} ms of it\n",
             paused_seconds * 1e3
         ),
-        Answer::Error(refused) => return Err(Failure { exit: 3, ..Failure::bad(refused.message, refused.hint) }),
+        Answer::Error(refused) => {
+            return Err(Failure { exit: 3, ..Failure::bad(refused.message, refused.hint) });
+        }
     };
     output::print(&text).map(|()| 0)
 }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -43,7 +42,6 @@ pub struct Operating {
 pub struct Operator {
     mode: Mode,
     listener: Option<UnixListener>,
-    kvm: Option<OwnedFd>,
 }
 
 /// Saves a machine that runs or stands into a file; tells bytes done and in all.
@@ -74,18 +72,26 @@ impl Operating {
         };
         if saves_to_path && (mode != Mode::Off || self.control.is_some()) {
             let hint = "`evenkeel snapshot --control SOCKET -o FILE` saves a machine that is confined";
-            return Err(Failure::bad("--snapshot opens its file while the guest runs: it goes with --confine off, and without --control", hint));
+            return Err(Failure::bad(
+                "--snapshot opens its file while the guest runs: it goes with --confine off, and without --control",
+                hint,
+            ));
         }
-        let mut passed = Passed::take(self.pass.iter().map(String::as_str))
-            .map_err(|e| Failure::bad(format!("--pass: {e}"), "the descriptor must be open in whoever starts this"))?;
-        let kvm = passed.get("kvm");
-        if kvm.is_none() {
+        let mut passed = Passed::take(self.pass.iter().map(String::as_str)).map_err(|e| {
+            Failure::bad(format!("--pass: {e}"), "the descriptor must be open in whoever starts this")
+        })?;
+        if let Some(kvm) = passed.get("kvm") {
+            Live::lend(Need::Kvm.path(), kvm);
+        } else {
             let tried = File::options().read(true).write(true).open(Need::Kvm.path());
             tried.map_err(|e| Need::Kvm.missing(e))?;
         }
         let listener = match (&self.control, passed.get("control")) {
             (Some(_), Some(_)) => {
-                return Err(Failure::bad("--control and --pass control=FD are two sockets", "one of them is enough"));
+                return Err(Failure::bad(
+                    "--control and --pass control=FD are two sockets",
+                    "one of them is enough",
+                ));
             }
             (None, None) => None,
             (None, Some(fd)) => Some(UnixListener::from(fd)),
@@ -96,7 +102,7 @@ impl Operating {
             let hint = "names are `kvm` and `control`";
             return Err(Failure::bad(format!("--pass: nothing here takes {}", left.join(", ")), hint));
         }
-        Ok(Operator { mode, listener, kvm })
+        Ok(Operator { mode, listener })
     }
 }
 
@@ -140,13 +146,6 @@ impl<W: Write + Send> Operated for Machine<'_, '_, '_, W> {
 }
 
 impl Operator {
-    /// Has what was passed used in place of what would be opened.
-    pub fn lend(&mut self, live: &Live) {
-        if let Some(kvm) = self.kvm.take() {
-            live.pass(Need::Kvm.path(), kvm);
-        }
-    }
-
     /// Runs a machine to its end, confined and operated. Everything that it needs is open.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ pub struct Run {
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
-        let mut operator = self.running.operator()?;
+        let operator = self.running.operator()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
             Some(path) => Some(std::fs::read(path).map_err(|e| Failure::file(path, &e))?),
@@ -67,7 +67,6 @@ impl Run {
         contract::preflight(&plan)?;
 
         let live = Live::new();
-        operator.lend(&live);
         let noting = Noting::new(&live);
         let system = System::open(&noting).map_err(|e| failed(&e))?;
         let pit = irqchip == Irqchip::Kernel;

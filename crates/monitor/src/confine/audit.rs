@@ -82,7 +82,9 @@ impl Audit {
     fn count(&self, counts: &Counts, thread: Thread, call: &Call) {
         let mut known = false;
         for ((rule, number), used) in RULES.iter().zip(&self.numbers).zip(&counts.used) {
-            if *number == Some(call.number) && rule.threads.contains(&thread) && rule.only.takes(&call.arguments)
+            if *number == Some(call.number)
+                && rule.threads.contains(&thread)
+                && rule.only.takes(&call.arguments)
             {
                 used.fetch_add(1, Ordering::Relaxed);
                 known = true;

@@ -86,7 +86,8 @@ impl Passed {
         for one in named {
             let (name, number) =
                 one.split_once('=').ok_or_else(|| format!("`{one}` is not of the form NAME=FD"))?;
-            let number: i32 = number.parse().map_err(|_| format!("`{number}` is no number of a descriptor"))?;
+            let number: i32 =
+                number.parse().map_err(|_| format!("`{number}` is no number of a descriptor"))?;
             if name.is_empty() || all.contains_key(name) {
                 return Err(format!("`{one}`: the name is empty, or there are two of it"));
             }

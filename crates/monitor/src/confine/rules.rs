@@ -29,8 +29,7 @@ pub enum Thread {
 
 impl Thread {
     /// All of them.
-    pub const ALL: [Thread; 5] =
-        [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+    pub const ALL: [Thread; 5] = [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
 
     /// Its name, in messages and documents.
     pub const fn name(self) -> &'static str {
@@ -151,7 +150,11 @@ const CLOCK: &str = "only where the clock cannot be read without a call, as unde
 pub const RULES: &[Rule] = &[
     // What every thread does.
     any("futex", ALL, "locks and condition variables"),
-    any("write", ALL, "standard error and output, bells, the file of a snapshot: what is open is all there is"),
+    any(
+        "write",
+        ALL,
+        "standard error and output, bells, the file of a snapshot: what is open is all there is",
+    ),
     with("mmap", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     with("mprotect", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     any("munmap", ALL, "the allocator").seldom(ALLOCATOR),
@@ -159,7 +162,8 @@ pub const RULES: &[Rule] = &[
     any("brk", ALL, "the allocator").seldom(ALLOCATOR),
     any("madvise", ALL, "the allocator, and the stack of a thread that ends").seldom(ALLOCATOR),
     any("clock_gettime", ALL, "how long something took").seldom(CLOCK),
-    with("ppoll", Only::Is(1, 1), "of one", QUIET, "whether standard error takes a line at once").seldom(REFUSED),
+    with("ppoll", Only::Is(1, 1), "of one", QUIET, "whether standard error takes a line at once")
+        .seldom(REFUSED),
     with("fcntl", Only::Is(1, 1), "F_GETFD", CLOSERS, "a descriptor that is closed is open").seldom(CHECKED),
     any("close", CLOSERS, "what is not needed any more").seldom("most of it is left to the end"),
     any("rt_sigprocmask", THREADS, "the end of a thread"),
@@ -285,11 +289,48 @@ mod tests {
     #[test]
     fn nothing_opens_executes_traces_or_starts_anything() {
         let never = [
-            "open", "openat", "openat2", "creat", "execve", "execveat", "ptrace", "process_vm_readv",
-            "process_vm_writev", "socket", "connect", "bind", "bpf", "init_module", "finit_module", "kexec_load",
-            "mount", "unshare", "setns", "clone", "fork", "vfork", "kill", "tkill", "rt_sigaction", "prctl", "chmod",
-            "fchmod", "fchown", "unlink", "unlinkat", "rename", "renameat2", "io_uring_setup", "perf_event_open",
-            "userfaultfd", "pidfd_getfd", "memfd_create", "keyctl", "add_key", "setuid", "capset",
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+            "execve",
+            "execveat",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "socket",
+            "connect",
+            "bind",
+            "bpf",
+            "init_module",
+            "finit_module",
+            "kexec_load",
+            "mount",
+            "unshare",
+            "setns",
+            "clone",
+            "fork",
+            "vfork",
+            "kill",
+            "tkill",
+            "rt_sigaction",
+            "prctl",
+            "chmod",
+            "fchmod",
+            "fchown",
+            "unlink",
+            "unlinkat",
+            "rename",
+            "renameat2",
+            "io_uring_setup",
+            "perf_event_open",
+            "userfaultfd",
+            "pidfd_getfd",
+            "memfd_create",
+            "keyctl",
+            "add_key",
+            "setuid",
+            "capset",
         ];
         for rule in RULES {
             assert!(!never.contains(&rule.call), "{} is never to be allowed", rule.call);

@@ -135,7 +135,8 @@ impl Connection {
     /// There is none, or it is none that one can go to.
     pub fn target(&mut self) -> Result<File, Refused> {
         let refused = |why: &str| {
-            Refused::new(Code::Target, why).hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)")
+            Refused::new(Code::Target, why)
+                .hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)")
         };
         let fd = self.passed.take().ok_or_else(|| refused("no descriptor came with the line"))?;
         let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
@@ -182,7 +183,10 @@ impl Connection {
 
     /// Says why, and nothing after that.
     pub fn close(&mut self, why: Refused) {
-        self.say(&Line::Reply(super::protocol::Reply { id: None, reply: super::protocol::Answer::Error(why) }));
+        self.say(&Line::Reply(super::protocol::Reply {
+            id: None,
+            reply: super::protocol::Answer::Error(why),
+        }));
         self.closing = true;
         self.input = Vec::new();
         self.passed = None;

@@ -134,12 +134,7 @@ impl Metrics {
         let mut text = String::new();
         head(&mut text, "phase", "gauge", "Where the machine's life is: 1 for one of the phases.");
         for each in Phase::ALL {
-            let _ = writeln!(
-                text,
-                "evenkeel_phase{{phase=\"{}\"}} {}",
-                each.name(),
-                u8::from(each == phase)
-            );
+            let _ = writeln!(text, "evenkeel_phase{{phase=\"{}\"}} {}", each.name(), u8::from(each == phase));
         }
         head(&mut text, "uptime_seconds", "gauge", "Since the control socket is served.");
         let _ = writeln!(text, "evenkeel_uptime_seconds {}", uptime.as_secs_f64());

@@ -144,12 +144,8 @@ pub fn serve(
     let failed = |e: &dyn std::fmt::Display| Error::Control(format!("control socket: {e}"));
     listener.set_nonblocking(true).map_err(|e| failed(&e))?;
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e))?;
-    let shared = Arc::new(Shared {
-        bell,
-        work: Mutex::new(None),
-        over: Mutex::new(None),
-        began: Instant::now(),
-    });
+    let shared =
+        Arc::new(Shared { bell, work: Mutex::new(None), over: Mutex::new(None), began: Instant::now() });
     let (jobs, todo): (SyncSender<Job>, Receiver<Job>) = sync_channel(WAITING);
     let (finished, done): (Sender<Done>, Receiver<Done>) = channel();
     let server = Server::new(listener, about, metrics.clone(), shared.clone(), jobs, done);

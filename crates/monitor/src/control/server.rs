@@ -69,7 +69,8 @@ impl Server {
         loop {
             let over = *lock(&self.shared.over);
             if over.is_some_and(|until| {
-                Instant::now() >= until || !self.clients.iter().any(Connection::owes) && self.told == Some(Phase::Ended)
+                Instant::now() >= until
+                    || !self.clients.iter().any(Connection::owes) && self.told == Some(Phase::Ended)
             }) {
                 return;
             }
@@ -150,7 +151,10 @@ impl Server {
         let idle = |client: &&mut Connection| !client.subscribed && client.waits == 0;
         let longest = self.clients.iter_mut().filter(idle).min_by_key(|client| client.active);
         let Some(number) = longest.map(|client| {
-            client.close(Refused::new(Code::TooManyClients, "others came, and this client was silent for longest"));
+            client.close(Refused::new(
+                Code::TooManyClients,
+                "others came, and this client was silent for longest",
+            ));
             let _ = client.send();
             client.number
         }) else {
@@ -167,8 +171,9 @@ impl Server {
             let (id, answer) = match serde_json::from_slice::<Request>(&line) {
                 Ok(request) => (request.id, self.answer(at, request, machine)),
                 Err(e) => {
-                    let why = Refused::new(Code::Malformed, e.to_string())
-                        .hinting("a request is a line like {\"id\":1,\"do\":\"status\"}; see docs/control.md");
+                    let why = Refused::new(Code::Malformed, e.to_string()).hinting(
+                        "a request is a line like {\"id\":1,\"do\":\"status\"}; see docs/control.md",
+                    );
                     (None, Some(Answer::Error(why)))
                 }
             };
@@ -184,7 +189,8 @@ impl Server {
         let task = match request.command {
             Command::Status => return Some(Answer::Status(self.status(machine))),
             Command::Metrics => {
-                let text = self.metrics.text(machine.phase().0, self.shared.began.elapsed(), &machine.devices());
+                let text =
+                    self.metrics.text(machine.phase().0, self.shared.began.elapsed(), &machine.devices());
                 return Some(Answer::Metrics(Text { text }));
             }
             Command::Subscribe => {

@@ -102,7 +102,7 @@ pub fn revive(
     told: impl FnOnce(&One) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let Found { path, guest, image, board, records, ram } = found;
-    let mut operator = here.running.operator()?;
+    let operator = here.running.operator()?;
     let contract = guest.contract.as_deref().ok_or_else(|| {
         Failure::bad(
             format!("{}: a machine without a contract", path.display()),
@@ -117,7 +117,6 @@ pub fn revive(
 
     let begin = Instant::now();
     let live = Live::new();
-    operator.lend(&live);
     let noting = Noting::new(&live);
     let system = System::open(&noting).map_err(|e| failed(&e))?;
     let slot = Slot { number: 0, flags: 0, guest: 0, offset: 0, length: ram.len() as u64 };

@@ -108,7 +108,8 @@ pub fn save<W: Write + Send>(
     let Packed { guest, took, gaps } = pack(pc, noting, luggage)?;
     let items = guest.image.items.len();
     let draft = guest.draft().map_err(|e| crate::commands::capsule::refused(path, &e))?;
-    let written = evenkeel_files::replace(path, |file| write(&draft, pc.ram(), file, (compress, false), &|_, _| {}));
+    let written =
+        evenkeel_files::replace(path, |file| write(&draft, pc.ram(), file, (compress, false), &|_, _| {}));
     let written = written.map_err(|e: io::Error| Failure::file(path, &e))?;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     anstream::eprintln!(
