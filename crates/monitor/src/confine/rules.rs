@@ -136,6 +136,7 @@ const MAIN: &[Thread] = &[Thread::Main];
 const ALL: &[Thread] = &Thread::ALL;
 const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
 
+const TCGETS: u32 = 0x5401;
 const PROT_EXEC: u32 = 4;
 const ALLOCATOR: &str = "the allocator asks only when what it has is used up";
 const REFUSED: &str = "only when a call was refused";
@@ -243,6 +244,8 @@ pub const RULES: &[Rule] = &[
     ioctl(&r::KVM_GET_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
     ioctl(&r::KVM_HAS_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
     // The end: after the audit was told.
+    with("ioctl", Only::Is(1, TCGETS), "TCGETS", MAIN, "whether standard error is a terminal, for colours")
+        .seldom("only when it ends with an error"),
     any("exit_group", MAIN, "the end").seldom("an audit is told before it"),
     any("sigaltstack", MAIN, "the end").seldom("an audit is told before it"),
     any("rt_sigprocmask", MAIN, "the end").seldom("an audit is told before it"),
