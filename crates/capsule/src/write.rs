@@ -61,12 +61,14 @@ pub struct Layout {
     pub page: u32,
     /// Bytes of a chunk; 0: as many as suit the size.
     pub chunk: u32,
+    /// No threads are started: whoever writes may not.
+    pub alone: bool,
 }
 
 impl Layout {
     /// Eager, without compression.
     pub fn eager(regions: Vec<Region>) -> Layout {
-        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0 }
+        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0, alone: false }
     }
 
     /// To be mapped.
@@ -308,8 +310,14 @@ impl Draft {
         go(out, after)?;
         let base = pad(out, MEMORY, after, u64::from(layout.page))?;
         let mut index = Index { chunk: size, regions: layout.regions.clone(), chunks: Vec::new() };
-        let mut writer =
-            Chunks { out, how: How { lazy: layout.lazy, level: layout.level }, base, end: 0, gap: false };
+        let mut writer = Chunks {
+            out,
+            how: How { lazy: layout.lazy, level: layout.level },
+            alone: layout.alone,
+            base,
+            end: 0,
+            gap: false,
+        };
         memory(&mut writer, size as usize, &mut index.chunks)?;
         writer.finish()?;
         *at = base + writer.end;
@@ -400,6 +408,7 @@ fn pieces(regions: &[Region], most: u64) -> impl Iterator<Item = (u64, usize)> +
 struct Chunks<'w, W> {
     out: &'w mut W,
     how: How,
+    alone: bool,
     /// Where memory begins in the file.
     base: u64,
     /// What of `memory` was dealt with.
@@ -417,11 +426,13 @@ impl<W: Write + Seek> Chunks<'_, W> {
         size: usize,
         index: &mut Vec<Chunk>,
     ) -> Result<(), Refused> {
-        let how = self.how;
+        let (how, alone) = (self.how, self.alone);
         let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
         let mut batch = Batch { chunks: self, address, bytes, size, index, run: 0..0 };
         let sink = |i: usize, packed: io::Result<Packed>| batch.take(i, packed);
-        each(&chunks, bytes.len(), |context, chunk| pack(context, chunk, how), || (), sink).1?;
+        // Nothing is worth another thread where none may be started.
+        let worth = if alone { 0 } else { bytes.len() };
+        each(&chunks, worth, |context, chunk| pack(context, chunk, how), || (), sink).1?;
         batch.finish()
     }
 

@@ -30,6 +30,12 @@ pub enum Error {
     /// A device.
     #[error("device: {0}")]
     Device(String),
+    /// A thread of its could not be confined.
+    #[error("confinement: {0}")]
+    Confinement(String),
+    /// Its control.
+    #[error("{0}")]
+    Control(String),
     /// The guest was stopped because its time was over.
     #[error("the guest did not come to an end within {0:?}")]
     Hung(Duration),

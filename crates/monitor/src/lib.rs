@@ -11,6 +11,8 @@
 pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod acpi;
+pub mod confine;
+pub mod control;
 pub mod devices;
 mod error;
 pub mod fuzzing;

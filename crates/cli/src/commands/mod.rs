@@ -5,6 +5,8 @@ pub mod baseline;
 pub mod capsule;
 pub mod capture;
 pub mod check;
+pub mod confinement;
+pub mod control;
 pub mod diff;
 pub mod explain;
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +19,8 @@ pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
+#[cfg(target_arch = "x86_64")]
+pub mod operate;
 pub mod predict;
 pub mod registers;
 pub mod restore;

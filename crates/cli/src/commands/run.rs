@@ -49,6 +49,7 @@ pub struct Run {
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
+        let operator = self.running.operator()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
             Some(path) => Some(std::fs::read(path).map_err(|e| Failure::file(path, &e))?),
@@ -94,6 +95,6 @@ impl Run {
         let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
         let pc = Pc::new(&machine, &vcpus, devices, console, &mut boot).map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
-        drive(&pc, &noting, &luggage, &self.running, &heard)
+        drive(&pc, &noting, &luggage, &self.running, &heard, operator)
     }
 }

@@ -60,6 +60,12 @@ pub enum Document {
     RegistersMatrix,
     /// What `lab bisect` prints.
     Bisect,
+    /// What a client of a control socket says.
+    ControlRequest,
+    /// What a machine says on it; `status`, `pause` and so on print its replies.
+    ControlLine,
+    /// What `confinement` prints.
+    Confinement,
 }
 
 impl Document {
@@ -93,6 +99,9 @@ impl Document {
             Document::Registers => schemars::schema_for!(evenkeel_state::registers::RegisterFile),
             Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::registers::LoadReport),
             Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::registers::matrix::Matrix),
+            Document::ControlRequest => schemars::schema_for!(evenkeel_monitor::control::Request),
+            Document::ControlLine => schemars::schema_for!(evenkeel_monitor::control::Line),
+            Document::Confinement => schemars::schema_for!(super::confinement::ConfinementReport),
             Document::Bisect => schemars::schema_for!(super::lab::bisect::BisectReport),
         }
     }

@@ -11,12 +11,15 @@ use super::moving::{self, Wanted};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// Starts a guest that looks at everything, saves it, and writes it into a capsule.
+/// Starts a guest that looks at everything, and saves it into a capsule; or saves a machine that runs.
 #[derive(clap::Args)]
 pub struct Snapshot {
     /// Where to write the capsule.
     #[arg(short, long, value_name = "FILE.capsule")]
     output: PathBuf,
+    /// Save the machine that has this control socket instead: one that runs is paused for it, and goes on.
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["contract", "shape", "vcpus", "lazy", "compress"])]
+    control: Option<PathBuf>,
     /// Run the guest under this contract, in its shape.
     #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     contract: Option<PathBuf>,
@@ -57,6 +60,9 @@ pub struct Snapshotted {
 impl Snapshot {
     /// Saves.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
+        if let Some(socket) = &self.control {
+            return super::control::snapshot(socket, &self.output, global);
+        }
         let contract = self.contract.as_deref().map(super::contract).transpose()?;
         let wanted = Wanted {
             contract: contract.as_ref(),

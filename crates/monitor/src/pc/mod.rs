@@ -10,12 +10,14 @@ mod run;
 mod save;
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use evenkeel_sys::{Ram, Vcpu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::{self, Place};
+use crate::confine::Confinement;
+use crate::control::metrics::{self, Metrics};
 use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::serial::Port;
@@ -59,6 +61,10 @@ pub struct Pc<'m, 'b, W: Write> {
     memory: GuestMemoryMmap,
     devices: Mutex<Devices<'m, 'b, W>>,
     life: Life,
+    confinement: OnceLock<Confinement>,
+    metrics: Arc<Metrics>,
+    /// What the devices had done when they were last asked.
+    counted: Mutex<Vec<metrics::Device>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,7 +141,45 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
         let serial = Port::new(interrupts.clone(), output);
         let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });
-        Ok(Pc { machine, vcpus, interrupts, memory, devices, life: Life::new()? })
+        Ok(Pc {
+            machine,
+            vcpus,
+            interrupts,
+            memory,
+            devices,
+            life: Life::new()?,
+            confinement: OnceLock::new(),
+            metrics: Arc::default(),
+            counted: Mutex::default(),
+        })
+    }
+
+    /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls [`Pc::run`].
+    /// The first word counts.
+    pub fn confine(&self, confinement: Confinement) {
+        let _ = self.confinement.set(confinement);
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What its devices did; as they were asked the last time, if one of them is at work.
+    pub fn device_counts(&self) -> Vec<metrics::Device> {
+        let mut counted = lock(&self.counted);
+        if let Ok(devices) = self.devices.try_lock() {
+            *counted = (0..)
+                .zip(&devices.virtio)
+                .map(|(index, slot)| {
+                    let device = slot.transport.device();
+                    let name = format!("{}{index}", board::virtio_kind(device.kind()));
+                    let did = device.counts();
+                    metrics::Device { name, requests: did.requests, bytes: did.bytes }
+                })
+                .collect();
+        }
+        counted.clone()
     }
 
     /// What pauses, resumes and stops it.

@@ -113,6 +113,7 @@ pub fn revive(
     told: impl FnOnce(&One) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let Found { path, guest, image, board, records, ram } = found;
+    let operator = here.running.operator()?;
     let contract = guest.contract.as_deref().ok_or_else(|| {
         Failure::bad(
             format!("{}: a machine without a contract", path.display()),
@@ -159,5 +160,5 @@ pub fn revive(
     let pc =
         Pc::restored(&machine, &made.vcpus, &board, &records, devices, console).map_err(|e| failed(&e))?;
     *ran = true;
-    drive(&pc, &noting, &luggage, here.running, &heard)
+    drive(&pc, &noting, &luggage, here.running, &heard, operator)
 }
