@@ -208,8 +208,9 @@ fn begin(cpus: u32, clock: bool, random: &mut Random, deadline: &Deadline) -> (F
     let glances = (0..cpus.min(2))
         .map(|n| look(&machine, &mut runners[n as usize], n, deadline, |session| glance(session, n)))
         .collect();
-    let mut whole =
-        || look(&machine, &mut runners[0], 0, deadline, |session| moved::look(session, "kernel").unwrap());
+    let mut whole = || {
+        look(&machine, &mut runners[0], 0, deadline, |session| moved::x86::look(session, "kernel").unwrap())
+    };
     // The first time leaves traces.
     whole();
     let seen = whole();
@@ -264,7 +265,8 @@ fn cycles(cpus: u32, count: usize, clock: bool, mut random: Random, told: &mut T
             assert_eq!(vectors(vcpu), first.vectors[n], "{here}: vector registers of vcpu.{n}");
         }
         if random.below(16) == 0 || cycle + 1 == count {
-            let seen = look(&machine, &mut runners[0], 0, &deadline, |s| moved::look(s, "kernel").unwrap());
+            let seen =
+                look(&machine, &mut runners[0], 0, &deadline, |s| moved::x86::look(s, "kernel").unwrap());
             let compared = compare::compare(&first.seen, &seen);
             assert!(compared.alike > 100, "{here}: it looked at {} things", compared.alike);
             let other: Vec<_> = compared.differences.iter().chain(&compared.undetermined).collect();
