@@ -137,7 +137,7 @@ mod tests {
             let items: Vec<usize> = (0..count).collect();
             let mut got = Vec::new();
             let slow = |_: &mut (), item: &usize| {
-                if item % 3 == 0 {
+                if item.is_multiple_of(3) {
                     std::thread::yield_now();
                 }
                 item * 2

@@ -14,7 +14,7 @@ pub enum Error {
     Call(#[from] CallError),
     /// State could not be saved or set.
     #[error(transparent)]
-    State(#[from] evenkeel_state::Refused),
+    State(Box<evenkeel_state::Refused>),
     /// There is no memory for the guest.
     #[error("memory for a guest: {0:?}")]
     Memory(Refusal),
@@ -45,4 +45,10 @@ pub enum Error {
     /// The guest stopped in a way that nobody expected.
     #[error("the guest stopped: {0:?}")]
     Ended(Exit),
+}
+
+impl From<evenkeel_state::Refused> for Error {
+    fn from(refused: evenkeel_state::Refused) -> Error {
+        Error::State(Box::new(refused))
+    }
 }

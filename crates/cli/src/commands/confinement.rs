@@ -127,15 +127,14 @@ fn one(attempt: &str) -> Result<u8, Failure> {
         return Err(Failure::bad("there is no such thread or attempt", ""));
     };
     let confined = Confined::begin(Mode::Enforce).map_err(|e| failed(&e))?;
-    let confined = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let of_kind = scope.spawn(|| {
             confined.enter(thread).map_err(|e| failed(&e))?;
             attempt();
             Ok(SURVIVED)
         });
         of_kind.join().unwrap_or(Ok(SURVIVED))
-    });
-    confined
+    })
 }
 
 fn in_a_process(thread: Thread, at: usize, what: &'static str) -> Result<Attempted, Failure> {

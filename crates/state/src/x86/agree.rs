@@ -12,9 +12,8 @@ const TPR: usize = 0x80;
 
 /// Refuses an image in which one of these is not as the other.
 pub(super) fn check(image: &Image) -> Result<(), Refused> {
-    let vcpus = image.items.iter().filter_map(|item| match item.owner {
-        Owner::Vcpu(_) if item.name == "sregs" || item.name == "sregs2" => Some(item),
-        _ => None,
+    let vcpus = image.items.iter().filter(|item| {
+        matches!(item.owner, Owner::Vcpu(_)) && matches!(item.name.as_str(), "sregs" | "sregs2")
     });
     for sregs in vcpus {
         let of = |name: &str| image.item(sregs.owner, name).map(|item| item.bytes.as_slice());
