@@ -24,6 +24,8 @@ pub mod operate;
 pub mod predict;
 pub mod registers;
 pub mod restore;
+#[cfg(target_arch = "x86_64")]
+mod restore_machine;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod run;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
-use evenkeel_monitor::pc::Board;
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
 use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
@@ -20,10 +19,6 @@ use evenkeel_witness::observation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::guest::{
-    Running,
-    revive::{self, Found, Here},
-};
 use super::moving::{self, ARCH};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
@@ -36,24 +31,16 @@ pub struct Restore {
     capsules: Vec<PathBuf>,
     /// Restore what was restored before: the copies must not meet.
     #[arg(long)]
-    clone: bool,
+    pub(super) clone: bool,
     /// Set the state as it was saved, also what this host is known to refuse.
     #[arg(long)]
     no_translators: bool,
     /// Where to write what became of it, as JSON.
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Let a guest of `evenkeel run` go on, its first serial port on standard output: one capsule.
-    #[arg(long)]
-    run: bool,
-    /// Facets of its contract that this host need not keep.
-    #[arg(long, value_name = "FACET", requires = "run")]
-    waive: Vec<String>,
-    /// Parts of its state that need not be kept: `vcpu.0/msr.10`, or the end of that.
-    #[arg(long, value_name = "PART", requires = "run")]
-    accept: Vec<String>,
+    pub(super) output: Option<PathBuf>,
+    #[cfg(target_arch = "x86_64")]
     #[command(flatten)]
-    running: Running,
+    pub(super) machine: super::restore_machine::Options,
 }
 
 /// What became of guests that were restored.
@@ -133,11 +120,12 @@ impl Restore {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             guests: Vec::new(),
         };
-        if let (true, [path]) = (self.run, &self.capsules[..]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.machine.run {
+            let [path] = &self.capsules[..] else {
+                return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
+            };
             return self.go_on(path, here.as_ref(), told);
-        }
-        if self.run {
-            return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
         }
         for path in &self.capsules {
             told.guests.push(self.one(path, here.as_ref(), &told.kernel)?);
@@ -154,63 +142,8 @@ impl Restore {
         Ok(u8::from(!told.guests.iter().all(One::whole)))
     }
 
-    /// A machine out of its capsule, to its end.
-    fn go_on(&self, path: &Path, here: Option<&Surface>, mut told: Restored) -> Result<u8, Failure> {
-        let (mut reader, guest) = open(path)?;
-        let machine = Board::read(&guest.machine).map_err(|e| Failure::file(path, &e))?;
-        let Some((board, records)) = machine else {
-            let what = format!("{} holds a guest without a machine", path.display());
-            return Err(Failure::bad(what, "without --run it is restored and asked what it sees"));
-        };
-        let captured = match here {
-            Some(_) => None,
-            None => Some(evenkeel_hosts::capture_here()?),
-        };
-        let surface =
-            here.or(captured.as_ref()).ok_or_else(|| Failure::bad("no capture of this host", ""))?;
-        let mut one = one_of(path, &guest);
-        let mut image = guest.image.clone();
-        if let Some(here) = here {
-            let views = View::all(here, "here");
-            let view = views.iter().find(|view| view.shape == image.manifest.shape());
-            let to = view.map(|view| Destination { view, offer: &here.offer });
-            match to.map_or(Ok(None), |to| translate(&image, &to).map(Some)) {
-                Ok(None) => {}
-                Ok(Some(done)) => {
-                    one.translated = done.log.iter().map(rewritten).collect();
-                    image = done.image;
-                }
-                Err(why) => {
-                    let lines: Vec<String> = why.iter().map(lost).collect();
-                    let message =
-                        format!("this host cannot take the guest's state:\n  {}", lines.join("\n  "));
-                    return Err(Failure { exit: 1, ..Failure::bad(message, "") });
-                }
-            }
-        }
-        let ram = revive::memory(&mut reader, &board, path)?;
-        drop(reader);
-        let claim = self.claim(path, &guest, &told.kernel)?;
-        let found = Found { path, guest: &guest, image: &image, board, records, ram };
-        let how = Here { surface, waive: &self.waive, accept: &self.accept, running: &self.running };
-        let mut ran = false;
-        let ended = revive::revive(found, &how, one, &mut ran, |one| {
-            told.guests.push(one.clone());
-            anstream::eprint!("{}", text(&told));
-            match &self.output {
-                Some(path) => output::write(path, serde_json::to_string(&told).unwrap_or_default() + "\n"),
-                None => Ok(()),
-            }
-        });
-        // It never ran: it may be restored elsewhere.
-        if let (Some(claim), false) = (claim, ran) {
-            claim.release().map_err(|e| Failure::file(path, &e))?;
-        }
-        ended
-    }
-
     /// The right to restore it, which is given once.
-    fn claim(&self, path: &Path, guest: &Guest, kernel: &str) -> Result<Option<Claim>, Failure> {
+    pub(super) fn claim(&self, path: &Path, guest: &Guest, kernel: &str) -> Result<Option<Claim>, Failure> {
         if self.clone {
             return Ok(None);
         }
@@ -296,7 +229,7 @@ impl Restore {
 }
 
 /// A capsule of this architecture, and the guest in it without its memory.
-fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
+pub(super) fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
     let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
     let io = File::open(path).map_err(|e| Failure::file(path, &e))?;
     let mut reader = Reader::open(BufReader::new(io), &file::known).map_err(|e| refused(&e))?;
@@ -309,7 +242,7 @@ fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
 }
 
 /// Nothing became of it yet.
-fn one_of(path: &Path, guest: &Guest) -> One {
+pub(super) fn one_of(path: &Path, guest: &Guest) -> One {
     let capsule = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let from = guest.provenance.as_ref().map_or(String::new(), |p| p.kernel.clone());
     One { capsule, from, ..One::default() }
@@ -342,7 +275,7 @@ fn number(bytes: &[u8]) -> String {
     }
 }
 
-fn rewritten(r: &Rewrite) -> Change {
+pub(super) fn rewritten(r: &Rewrite) -> Change {
     let after = r.after.as_deref().map_or("left out".to_owned(), number);
     Change {
         what: format!("{}/{}", r.owner, r.part),
@@ -352,7 +285,7 @@ fn rewritten(r: &Rewrite) -> Change {
     }
 }
 
-fn lost(r: &Refusal) -> String {
+pub(super) fn lost(r: &Refusal) -> String {
     format!("{}/{} ({}), which holds {}: {}", r.owner, r.part, r.title, number(&r.value), r.because)
 }
 
@@ -386,7 +319,7 @@ fn otherwise(d: &Difference) -> Change {
     }
 }
 
-fn text(told: &Restored) -> String {
+pub(super) fn text(told: &Restored) -> String {
     let mut w = String::new();
     for one in &told.guests {
         let _ = writeln!(w, "{}: {} → {}", one.capsule, one.from, told.kernel);
