@@ -112,7 +112,14 @@ impl Running {
         let saved: Value = serde_json::from_slice(&saved.stdout).unwrap();
         let length = std::fs::metadata(&capsule).unwrap().len();
         assert_eq!(saved["reply"]["saved"]["bytes"], length);
-        assert!(std::fs::read(&capsule).unwrap().starts_with(b"\x89EVK"));
+        let seen =
+            Command::new(PROGRAM).args(["inspect", "--verify", "--format", "json"]).arg(&capsule).output();
+        let seen = seen.unwrap();
+        assert!(seen.status.success(), "{}", String::from_utf8_lossy(&seen.stderr));
+        let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+        let sections = seen["sections"].as_array().unwrap();
+        let serial = sections.iter().find(|section| section["name"] == "device.serial").unwrap();
+        assert!(serial["fields"].as_array().unwrap().iter().any(|field| field["name"] == "kind"), "{serial}");
         assert_eq!(self.reply("status")["status"]["phase"], "running", "it goes on");
         let metrics = self.reply("metrics");
         let text = metrics["metrics"]["text"].as_str().unwrap();

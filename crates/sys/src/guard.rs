@@ -53,6 +53,22 @@ unsafe extern "C" {
     fn sigaction(number: c_int, new: *const Action, old: *mut c_void) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn abort() -> !;
+    fn mallopt(parameter: c_int, value: c_int) -> c_int;
+}
+
+/// M_ARENA_MAX and M_TRIM_THRESHOLD of `mallopt` (malloc.h).
+const ARENA_MAX: c_int = -8;
+const TRIM_THRESHOLD: c_int = -1;
+
+/// From now on the allocator makes no more arenas than this for threads that meet in it, and keeps what they had. Otherwise it opens
+/// two files, whenever that is: one for how many CPUs there are (sysdeps/unix/sysv/linux/getsysstats.c), and, before it gives
+/// memory of an arena back, /proc/sys/vm/overcommit_memory (malloc-sysdep.h). A confined thread may open none.
+pub fn bound_arenas(most: u16) {
+    // SAFETY: numbers for glibc's allocator. One that it does not take changes nothing.
+    unsafe {
+        mallopt(ARENA_MAX, most.into());
+        mallopt(TRIM_THRESHOLD, c_int::MAX);
+    }
 }
 
 thread_local! {

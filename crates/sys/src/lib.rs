@@ -50,7 +50,7 @@ pub use device::Device;
 pub use error::{Errno, Error, Refusal};
 pub use faulty::{Fault, Faulty, Rule, When};
 pub use fd::Fd;
-pub use guard::{name_role, tell_refused_calls};
+pub use guard::{bound_arenas, name_role, tell_refused_calls};
 pub use kick::{Deadline, Kicker};
 pub use link::{inherited, open_tap, set_tap_header, set_tap_offload, tap_kind};
 pub use live::Live;

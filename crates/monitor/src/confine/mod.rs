@@ -26,6 +26,9 @@ use schemars::JsonSchema;
 use seccompiler::BpfProgram;
 use serde::{Deserialize, Serialize};
 
+/// Arenas of the allocator: as many as there are kinds of threads that allocate much.
+const ARENAS: u16 = 4;
+
 pub use audit::{Audit, Audited};
 pub use rules::Thread;
 
@@ -123,6 +126,7 @@ impl Confinement {
         if others > 0 {
             return Err(Error::Threads(others));
         }
+        evenkeel_sys::bound_arenas(ARENAS);
         let mut filters = BTreeMap::new();
         for thread in Thread::ALL {
             filters.insert(thread, filter::compile(rules::RULES, thread)?);

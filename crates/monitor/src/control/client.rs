@@ -80,9 +80,14 @@ impl Client {
             sent = sendmsg(self.socket.get_ref(), &parts, &mut ancillary, SendFlags::NOSIGNAL)
                 .map_err(io::Error::from)?;
         }
-        self.socket.get_mut().write_all(&line[sent..])?;
+        let written = self.socket.get_mut().write_all(&line[sent..]);
         loop {
-            match self.line()? {
+            // A machine that has no room says so before it closes: that is worth more than that nobody listened.
+            let heard = match (self.line(), &written) {
+                (Err(_), Err(error)) => return Err(ClientError::Io(error.kind().into())),
+                (heard, _) => heard?,
+            };
+            match heard {
                 Line::Event(event) => happened(event),
                 Line::Reply(reply) if reply.id.is_none() || reply.id == Some(id) => match reply.reply {
                     Answer::Error(refused) => return Err(ClientError::Refused(refused)),
