@@ -4,6 +4,7 @@
 
 mod captures;
 mod cross;
+mod peers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Task {
     },
     /// Boot each kernel of the lab's list, capture it, and write crates/hosts/captures/NAME.json.
     Captures(captures::Captures),
+    /// Fetch QEMU from Debian's backports into a root of its own, and time how it saves memory.
+    Peers(peers::Peers),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Task::Cross(task) => task.run(),
         Task::Reference { check } => reference(check),
         Task::Captures(task) => task.run(),
+        Task::Peers(task) => task.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

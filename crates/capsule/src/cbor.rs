@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use ciborium::Value;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -41,6 +42,44 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, (u64, String)> {
     }
 }
 
+/// What a value holds, each with its way through maps and lists: `state.queues.0.size`. Bytes that are a map themselves, as
+/// devices' records are, are looked into.
+///
+/// # Errors
+/// As [`read`].
+pub fn fields(bytes: &[u8]) -> Result<Vec<(String, String)>, (u64, String)> {
+    let mut fields = Vec::new();
+    walk(&read(bytes)?, String::new(), DEPTH, &mut fields);
+    Ok(fields)
+}
+
+fn walk(value: &Value, name: String, depth: usize, fields: &mut Vec<(String, String)>) {
+    let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+    let mut say = |value: String| fields.push((name.clone(), value));
+    match value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                let key = key.as_text().map_or_else(|| format!("{key:?}"), str::to_owned);
+                walk(value, below(&key), depth, fields);
+            }
+        }
+        Value::Array(values) => {
+            for (i, value) in values.iter().enumerate() {
+                walk(value, below(&i.to_string()), depth, fields);
+            }
+        }
+        Value::Bytes(bytes) => match read(bytes) {
+            Ok(inner @ Value::Map(_)) if depth > 0 => walk(&inner, name, depth - 1, fields),
+            _ => say(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        },
+        Value::Text(text) => say(text.clone()),
+        Value::Integer(number) => say(i128::from(*number).to_string()),
+        Value::Bool(yes) => say(yes.to_string()),
+        Value::Null => say("none".to_owned()),
+        other => say(format!("{other:?}")),
+    }
+}
+
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
@@ -63,5 +102,38 @@ impl<'de> Deserialize<'de> for Bytes {
             }
         }
         deserializer.deserialize_byte_buf(Taker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_value_holds_is_named() {
+        #[derive(Serialize)]
+        struct Outer {
+            kind: &'static str,
+            list: Vec<u64>,
+            state: Bytes,
+            nothing: Option<u8>,
+        }
+        #[derive(Serialize)]
+        struct Inner {
+            on: bool,
+            raw: Bytes,
+        }
+        let state = Bytes(print(&Inner { on: true, raw: Bytes(vec![0xab, 1]) }));
+        let bytes = print(&Outer { kind: "disk", list: vec![7, 8], state, nothing: None });
+        let expected = [
+            ("kind", "disk"),
+            ("list.0", "7"),
+            ("list.1", "8"),
+            ("state.on", "true"),
+            ("state.raw", "ab01"),
+            ("nothing", "none"),
+        ];
+        assert_eq!(fields(&bytes).unwrap(), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        assert!(fields(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -1,7 +1,6 @@
 //! One chunk of memory, packed and unpacked.
 
 use std::io;
-use std::num::NonZero;
 
 use crate::index::{Kind, PAGE};
 
@@ -28,19 +27,48 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes[..head].iter().all(|&b| b == 0) && bytes[head..] == bytes[..bytes.len() - head]
 }
 
+/// What a thread keeps from one chunk to the next: Zstandard's tables take longer to make than a chunk to pack.
+#[derive(Default)]
+pub(crate) struct Context {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Context {
+    fn compress(&mut self, chunk: &[u8], level: i32) -> io::Result<Vec<u8>> {
+        let mut compressor = match self.compressor.take() {
+            Some(compressor) => compressor,
+            None => zstd::bulk::Compressor::new(level)?,
+        };
+        let packed = compressor.compress(chunk);
+        self.compressor = Some(compressor);
+        packed
+    }
+
+    fn decompress(&mut self, stored: &[u8], into: &mut [u8]) -> io::Result<usize> {
+        let mut decompressor = match self.decompressor.take() {
+            Some(decompressor) => decompressor,
+            None => zstd::bulk::Decompressor::new()?,
+        };
+        let length = decompressor.decompress_to_buffer(stored, into);
+        self.decompressor = Some(decompressor);
+        length
+    }
+}
+
 fn digest(bytes: &[u8]) -> [u8; 32] {
     *blake3::hash(bytes).as_bytes()
 }
 
 /// Packs a chunk.
-pub(crate) fn pack(chunk: &[u8], how: How) -> io::Result<Packed> {
+pub(crate) fn pack(context: &mut Context, chunk: &[u8], how: How) -> io::Result<Packed> {
     if is_zero(chunk) {
         return Ok(Packed { kind: Kind::Zero, digest: [0; 32], bytes: None });
     }
     let packed = if how.lazy {
         None
     } else if let Some(level) = how.level {
-        Some((Kind::Zstd, zstd::bulk::compress(chunk, level)?))
+        Some((Kind::Zstd, context.compress(chunk, level)?))
     } else {
         pages(chunk).map(|bytes| (Kind::Pages, bytes))
     };
@@ -78,12 +106,17 @@ pub(crate) fn genuine(stored: &[u8], expected: &[u8; 32]) -> bool {
 }
 
 /// Unpacks a chunk into as many bytes as it has; what is stored was verified before.
-pub(crate) fn unpack(kind: Kind, stored: &[u8], into: &mut [u8]) -> Result<(), &'static str> {
+pub(crate) fn unpack(
+    context: &mut Context,
+    kind: Kind,
+    stored: &[u8],
+    into: &mut [u8],
+) -> Result<(), &'static str> {
     match kind {
         Kind::Zero => into.fill(0),
         Kind::Raw if stored.len() == into.len() => into.copy_from_slice(stored),
         Kind::Raw => return Err("it is not as long as it should be"),
-        Kind::Zstd => match zstd::bulk::decompress_to_buffer(stored, into) {
+        Kind::Zstd => match context.decompress(stored, into) {
             Ok(length) if length == into.len() => {}
             Ok(_) => return Err("it unfolds to less than it should"),
             Err(_) => return Err("it does not unfold"),
@@ -111,43 +144,4 @@ fn unpack_pages(stored: &[u8], into: &mut [u8]) -> Result<(), &'static str> {
     }
     let beyond = (count..bitmap.len() * 8).any(|i| bitmap[i / 8] >> (i % 8) & 1 == 1);
     if beyond || !rest.is_empty() { Err("there are more pages than it has") } else { Ok(()) }
-}
-
-/// How many threads are worth it: packing and verifying is bound by the CPU, and a guest that is stopped waits for it.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get).min(8)
-}
-
-/// Does `work` for each item, on several threads if they hold so much that it is worth it.
-pub(crate) fn each<T: Send, U: Send>(items: Vec<T>, bytes: usize, work: impl Fn(T) -> U + Sync) -> Vec<U> {
-    let threads = if bytes < 1 << 20 { 1 } else { threads() };
-    let share = items.len().div_ceil(threads).max(1);
-    if share == items.len() {
-        return items.into_iter().map(work).collect();
-    }
-    let mut shares: Vec<Vec<T>> = Vec::new();
-    let mut items = items.into_iter();
-    loop {
-        let next: Vec<T> = items.by_ref().take(share).collect();
-        if next.is_empty() {
-            break;
-        }
-        shares.push(next);
-    }
-    std::thread::scope(|scope| {
-        let work = &work;
-        let mut shares = shares.into_iter();
-        let mine = shares.next().unwrap_or_default();
-        let others: Vec<_> = shares
-            .map(|share| scope.spawn(move || share.into_iter().map(work).collect::<Vec<U>>()))
-            .collect();
-        let mut done: Vec<U> = mine.into_iter().map(work).collect();
-        for other in others {
-            match other.join() {
-                Ok(part) => done.extend(part),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        done
-    })
 }

@@ -58,7 +58,8 @@ impl Refused {
         Refused::new(section, offset, Why::Lies(what.into()))
     }
 
-    pub(crate) fn io(section: &str, offset: u64) -> impl FnOnce(io::Error) -> Refused {
+    /// What the operating system says about a byte of this section.
+    pub fn io(section: &str, offset: u64) -> impl FnOnce(io::Error) -> Refused {
         let section = section.to_owned();
         move |e| Refused::new(section, offset, Why::Io(e))
     }

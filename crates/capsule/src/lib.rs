@@ -26,6 +26,7 @@ pub mod fuzzing;
 pub mod header;
 pub mod index;
 mod load;
+mod overlap;
 mod provenance;
 mod read;
 mod write;
@@ -36,7 +37,7 @@ pub use index::{Chunk, Index, Kind, Region};
 pub use load::Loaded;
 pub use provenance::{Exposed, Provenance};
 pub use read::{Known, Reader, known};
-pub use write::{Draft, Layout, Section, Slices, Source, Written};
+pub use write::{Draft, Layout, Section, Shared, Slices, Source, Written};
 
 /// The format that this crate writes.
 pub const FORMAT: u16 = 1;

@@ -1,13 +1,14 @@
-//! Memory out of a capsule, verified, some megabytes at a time.
+//! Memory out of a capsule, verified, some megabytes at a time: on several threads, while the next are read.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Seek};
 use std::ops::Range;
 
-use crate::encode::{each, unpack};
+use crate::encode::{Context, unpack};
 use crate::error::{Refused, Why};
 use crate::index::{Chunk, Kind};
 use crate::names::MEMORY;
+use crate::overlap::each;
 use crate::read::{Reader, exact};
 
 /// Bytes that are read at a time, at most, but for a chunk that has more.
@@ -20,6 +21,27 @@ pub struct Loaded {
     pub bytes: u64,
     /// Bytes that are zero, and were not.
     pub zero: u64,
+}
+
+/// Bytes that are handed over at a time, at most, but for a chunk that has more: the sooner, the more is verified beside it.
+const PIECE: usize = 1 << 20;
+
+/// Some chunks, and what the file holds of them.
+#[derive(Default)]
+struct Batch {
+    /// Which is the first.
+    first: usize,
+    chunks: Vec<Chunk>,
+    /// Where in `memory` the bytes begin.
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// The chunk that follows.
+    fn next(&self) -> usize {
+        self.first + self.chunks.len()
+    }
 }
 
 /// A chunk ready to be handed over: where, and from which bytes of the batch, or unpacked.
@@ -38,44 +60,48 @@ impl<R: Read + Seek> Reader<R> {
     pub fn load(&mut self, mut put: impl FnMut(u64, &[u8]) -> io::Result<()>) -> Result<Loaded, Refused> {
         let mut loaded = Loaded::default();
         let Some(base) = self.entry(MEMORY).map(|entry| entry.offset) else { return Ok(loaded) };
-        let chunks = self.index().map_or(0, |index| index.chunks.len());
         // Where a region begins a piece begins, even if the one before ends there.
         let regions: HashSet<u64> =
             self.index().into_iter().flat_map(|i| &i.regions).map(|r| r.address).collect();
-        let (mut next, mut buffer) = (0, Vec::new());
-        while next < chunks {
-            let batch: Vec<Chunk> = self.batch(next);
-            next += batch.len();
-            let (from, length) = self.span(&batch);
-            buffer.resize(length, 0);
-            exact(&mut self.io, MEMORY, base + from, &mut buffer)?;
-            let bytes = &buffer[..];
-            let lazy = self.header().lazy;
-            let ready = each(batch, bytes.len(), |chunk| (chunk, ready(&chunk, bytes, from, lazy)));
+        let lazy = self.header().lazy;
+        let (mut now, mut after) = (Batch::default(), Batch::default());
+        self.fill(&mut now, 0, base)?;
+        while !now.chunks.is_empty() {
+            let Batch { chunks, from, bytes, .. } = &now;
             // Chunks that are as they were in the guest, and follow each other there and here, go in one piece.
             let (mut run, mut at) = (0..0, 0);
-            for (chunk, ready) in ready {
+            let work = |context: &mut Context, chunk: &Chunk| ready(context, chunk, bytes, *from, lazy);
+            let sink = |i: usize, ready: Result<Ready, Why>| {
+                let chunk = chunks[i];
                 let refuse = |why| Refused::new(MEMORY, base + chunk.offset, why);
                 let ready = ready.map_err(refuse)?;
                 if let Ready::InPlace(here) = &ready
                     && here.start == run.end
                     && at + run.len() as u64 == chunk.address
+                    && run.len() < PIECE
                     && !regions.contains(&chunk.address)
                 {
                     run.end = here.end;
-                } else {
-                    hand_over(&mut put, &mut loaded, at, &bytes[run]).map_err(|e| refuse(Why::Io(e)))?;
-                    (run, at) = (0..0, 0);
-                    match ready {
-                        Ready::Zero => loaded.zero += u64::from(chunk.length),
-                        Ready::InPlace(here) => (run, at) = (here, chunk.address),
-                        Ready::Unpacked(bytes) => hand_over(&mut put, &mut loaded, chunk.address, &bytes)
-                            .map_err(|e| refuse(Why::Io(e)))?,
-                    }
+                    return Ok(());
                 }
-            }
+                let done = std::mem::take(&mut run);
+                hand_over(&mut put, &mut loaded, at, &bytes[done]).map_err(|e| refuse(Why::Io(e)))?;
+                match ready {
+                    Ready::Zero => loaded.zero += u64::from(chunk.length),
+                    Ready::InPlace(here) => (run, at) = (here, chunk.address),
+                    Ready::Unpacked(bytes) => hand_over(&mut put, &mut loaded, chunk.address, &bytes)
+                        .map_err(|e| refuse(Why::Io(e)))?,
+                }
+                Ok(())
+            };
+            let read = || self.fill(&mut after, now.next(), base);
+            let (read, done) = each(chunks, bytes.len(), work, read, sink);
+            done?;
             let refuse = |e| Refused::new(MEMORY, base + from, Why::Io(e));
             hand_over(&mut put, &mut loaded, at, &bytes[run]).map_err(refuse)?;
+            // What cannot be read comes after what was read before it.
+            read?;
+            std::mem::swap(&mut now, &mut after);
         }
         Ok(loaded)
     }
@@ -94,12 +120,22 @@ impl<R: Read + Seek> Reader<R> {
         let mut stored = vec![0; length];
         exact(&mut self.io, MEMORY, base + from, &mut stored)?;
         let refuse = |why| Refused::new(MEMORY, base + one.offset, why);
-        match ready(&one, &stored, from, self.header().lazy).map_err(refuse)? {
+        match ready(&mut Context::default(), &one, &stored, from, self.header().lazy).map_err(refuse)? {
             Ready::Zero => into.resize(one.length as usize, 0),
             Ready::InPlace(_) => *into = stored,
             Ready::Unpacked(bytes) => *into = bytes,
         }
         Ok(())
+    }
+
+    /// Reads as many chunks from this one on as are read at a time; none behind the last.
+    fn fill(&mut self, batch: &mut Batch, first: usize, base: u64) -> Result<(), Refused> {
+        batch.first = first;
+        batch.chunks = self.batch(first);
+        let (from, length) = self.span(&batch.chunks);
+        batch.from = from;
+        batch.bytes.resize(length, 0);
+        exact(&mut self.io, MEMORY, base + from, &mut batch.bytes)
     }
 
     /// As many chunks from this one on as are read at a time.
@@ -142,7 +178,7 @@ fn hand_over(
 }
 
 /// Verifies a chunk in what was read from `from` on, and unpacks it if it was packed.
-fn ready(chunk: &Chunk, read: &[u8], from: u64, lazy: bool) -> Result<Ready, Why> {
+fn ready(context: &mut Context, chunk: &Chunk, read: &[u8], from: u64, lazy: bool) -> Result<Ready, Why> {
     if chunk.kind == Kind::Zero && !lazy {
         return Ok(Ready::Zero);
     }
@@ -155,7 +191,7 @@ fn ready(chunk: &Chunk, read: &[u8], from: u64, lazy: bool) -> Result<Ready, Why
         Kind::Raw => Ok(Ready::InPlace(here)),
         Kind::Zstd | Kind::Pages => {
             let mut bytes = vec![0; chunk.length as usize];
-            unpack(chunk.kind, stored, &mut bytes).map_err(|what| Why::Lies(what.to_owned()))?;
+            unpack(context, chunk.kind, stored, &mut bytes).map_err(|what| Why::Lies(what.to_owned()))?;
             Ok(Ready::Unpacked(bytes))
         }
     }

@@ -202,8 +202,21 @@ impl<R: Read + Seek> Reader<R> {
 }
 
 impl crate::Chunk {
+    /// Unpacks what is stored of it, which was verified, into as many bytes as it has.
+    ///
+    /// # Errors
+    /// It does not unfold to that: whoever wrote it wrote it so.
+    pub fn unpack(&self, stored: &[u8], into: &mut Vec<u8>) -> Result<(), Why> {
+        into.resize(self.length as usize, 0);
+        crate::encode::unpack(&mut Default::default(), self.kind, stored, into)
+            .map_err(|what| Why::Lies(what.to_owned()))
+    }
+
     /// Sees whether these bytes are what was stored; of a zero chunk, whether they are zero.
-    pub(crate) fn verify(&self, stored: &[u8]) -> Result<(), Why> {
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn verify(&self, stored: &[u8]) -> Result<(), Why> {
         let good = match self.kind {
             crate::Kind::Zero => is_zero(stored),
             _ => stored.len() == self.stored as usize && genuine(stored, &self.digest),

@@ -1,21 +1,30 @@
 //! Writing a capsule.
 //!
-//! Memory is streamed: it is asked for some megabytes at a time, packed on several threads, and written in large pieces. The
-//! header comes last of all, so that what was not finished does not look like a capsule.
+//! Memory is streamed: it is asked for some megabytes at a time, packed on several threads while what is packed already is
+//! written in large pieces. The header comes last of all, so that what was not finished does not look like a capsule.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::sync::mpsc::{channel, sync_channel};
 
 use evenkeel_surface::Arch;
 
-use crate::encode::{How, each, pack};
+use crate::encode::{Context, How, Packed, pack};
 use crate::error::Refused;
 use crate::header::{self, ALIGN, Entry, HEADER, Header, Id, MAX_SECTION, MAX_SECTIONS, Root};
 use crate::index::{self, Chunk, Index, Kind, Region};
 use crate::names::{INDEX, MEMORY};
+use crate::overlap::{each, threads};
 use crate::read::Reader;
 
 /// Bytes of memory that are held at a time.
-const BATCH: u64 = 8 << 20;
+const BATCH: u64 = 32 << 20;
+/// Bytes that are written at a time: the sooner they are, the more of packing goes on beside it.
+const PIECE: usize = 1 << 20;
+/// Bytes that a thread reads and packs ahead: they stay in the CPU's cache until they are written.
+const AHEAD: u64 = 512 << 10;
+/// Pieces that each thread may be ahead.
+const DEPTH: usize = 4;
 
 /// A section other than memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +61,14 @@ pub struct Layout {
     pub page: u32,
     /// Bytes of a chunk; 0: as many as suit the size.
     pub chunk: u32,
+    /// No threads are started: whoever writes may not.
+    pub alone: bool,
 }
 
 impl Layout {
     /// Eager, without compression.
     pub fn eager(regions: Vec<Region>) -> Layout {
-        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0 }
+        Layout { regions, lazy: false, level: None, page: 4096, chunk: 0, alone: false }
     }
 
     /// To be mapped.
@@ -81,6 +92,15 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Source for F {
         self(address, buffer)?;
         Ok(buffer)
     }
+}
+
+/// Guest memory that several threads may read at once.
+pub trait Shared: Sync {
+    /// As many bytes as there is room for, from this guest-physical address on. Each address is asked for once, about in order.
+    ///
+    /// # Errors
+    /// Memory could not be read; the capsule is not written.
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
 /// Guest memory that is there already: nothing is copied.
@@ -163,7 +183,7 @@ impl Draft {
     /// # Errors
     /// A section that no reader would take, or what the operating system says.
     pub fn write<W: Write + Seek>(&self, out: W) -> Result<Written, Refused> {
-        self.put_out(out, None, Slices(&[]))
+        self.put_out(out, None, |_, _, _| Ok(()))
     }
 
     /// Writes a capsule with memory.
@@ -176,14 +196,28 @@ impl Draft {
         layout: &Layout,
         memory: S,
     ) -> Result<Written, Refused> {
-        self.put_out(out, Some(layout), memory)
+        self.put_out(out, Some(layout), |writer, size, index| in_turn(writer, layout, size, memory, index))
     }
 
-    fn put_out<W: Write + Seek, S: Source>(
+    /// Writes a capsule with memory that several threads may read at once: while one piece is written, the next ones are read and
+    /// packed.
+    ///
+    /// # Errors
+    /// As [`Draft::write_with`].
+    pub fn write_from<W: Write + Seek, S: Shared>(
+        &self,
+        out: W,
+        layout: &Layout,
+        memory: &S,
+    ) -> Result<Written, Refused> {
+        self.put_out(out, Some(layout), |writer, size, index| ahead(writer, layout, size, memory, index))
+    }
+
+    fn put_out<W: Write + Seek>(
         &self,
         mut out: W,
         layout: Option<&Layout>,
-        memory: S,
+        memory: impl FnOnce(&mut Chunks<'_, W>, usize, &mut Vec<Chunk>) -> Result<(), Refused>,
     ) -> Result<Written, Refused> {
         self.check()?;
         let count = self.sections.len() + if layout.is_some() { 2 } else { 0 };
@@ -258,12 +292,12 @@ impl Draft {
     }
 
     /// Writes memory, behind room for its index: the index, and where it belongs.
-    fn memory<W: Write + Seek, S: Source>(
+    fn memory<W: Write + Seek>(
         &self,
         out: &mut W,
         at: &mut u64,
         layout: &Layout,
-        mut memory: S,
+        memory: impl FnOnce(&mut Chunks<'_, W>, usize, &mut Vec<Chunk>) -> Result<(), Refused>,
     ) -> Result<(Index, u64), Refused> {
         let size =
             if layout.chunk == 0 { index::chunk_for(&layout.regions).max(layout.page) } else { layout.chunk };
@@ -276,37 +310,105 @@ impl Draft {
         go(out, after)?;
         let base = pad(out, MEMORY, after, u64::from(layout.page))?;
         let mut index = Index { chunk: size, regions: layout.regions.clone(), chunks: Vec::new() };
-        let mut writer =
-            Chunks { out, how: How { lazy: layout.lazy, level: layout.level }, base, end: 0, gap: false };
-        let batch = BATCH.max(u64::from(size));
-        let mut buffer = Vec::new();
-        for region in &layout.regions {
-            let mut from = 0;
-            while from < region.length {
-                let length = (region.length - from).min(batch);
-                let address = region.address + from;
-                let got = memory.get(address, length as usize, &mut buffer);
-                let bytes = got.map_err(Refused::io(MEMORY, base + writer.end))?;
-                if bytes.len() as u64 != length {
-                    return Err(wrong(
-                        MEMORY,
-                        "the source of memory gave less or more than it was asked for",
-                    ));
-                }
-                writer.batch(address, bytes, size as usize, &mut index.chunks)?;
-                from += length;
-            }
-        }
+        let mut writer = Chunks {
+            out,
+            how: How { lazy: layout.lazy, level: layout.level },
+            alone: layout.alone,
+            base,
+            end: 0,
+            gap: false,
+        };
+        memory(&mut writer, size as usize, &mut index.chunks)?;
         writer.finish()?;
         *at = base + writer.end;
         Ok((index, begin))
     }
 }
 
+/// Asks for memory a batch at a time, and packs and writes each.
+fn in_turn<W: Write + Seek, S: Source>(
+    writer: &mut Chunks<'_, W>,
+    layout: &Layout,
+    size: usize,
+    mut memory: S,
+    index: &mut Vec<Chunk>,
+) -> Result<(), Refused> {
+    let mut buffer = Vec::new();
+    for (address, length) in pieces(&layout.regions, BATCH.max(size as u64)) {
+        let got = memory.get(address, length, &mut buffer);
+        let bytes = got.map_err(Refused::io(MEMORY, writer.base + writer.end))?;
+        if bytes.len() != length {
+            return Err(wrong(MEMORY, "the source of memory gave less or more than it was asked for"));
+        }
+        writer.batch(address, bytes, size, index)?;
+    }
+    Ok(())
+}
+
+/// What a thread that reads ahead hands over.
+type Ahead = io::Result<(Vec<u8>, Vec<io::Result<Packed>>)>;
+
+/// Reads and packs memory on other threads, each some pieces ahead, and writes it on this one.
+fn ahead<W: Write + Seek, S: Shared>(
+    writer: &mut Chunks<'_, W>,
+    layout: &Layout,
+    size: usize,
+    memory: &S,
+    index: &mut Vec<Chunk>,
+) -> Result<(), Refused> {
+    let pieces: Vec<(u64, usize)> = pieces(&layout.regions, AHEAD.max(size as u64)).collect();
+    let (pieces, how) = (&pieces, writer.how);
+    // One core writes.
+    let lanes = threads().saturating_sub(1).max(1);
+    std::thread::scope(|scope| {
+        let lane = |first: usize| {
+            let (give, taken) = sync_channel::<Ahead>(DEPTH);
+            let (back, used) = channel::<Vec<u8>>();
+            scope.spawn(move || {
+                let mut context = Context::default();
+                for (address, length) in pieces.iter().skip(first).step_by(lanes) {
+                    let mut bytes: Vec<u8> = used.try_recv().unwrap_or_default();
+                    bytes.resize(*length, 0);
+                    let done = memory.read(*address, &mut bytes).map(|()| {
+                        let packed = bytes.chunks(size).map(|chunk| pack(&mut context, chunk, how)).collect();
+                        (bytes, packed)
+                    });
+                    let failed = done.is_err();
+                    // Nobody takes it any more if writing failed.
+                    if give.send(done).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            (taken, back)
+        };
+        let lanes: Vec<_> = (0..lanes).map(lane).collect();
+        for ((address, _), (taken, back)) in pieces.iter().zip(lanes.iter().cycle()) {
+            let done = taken.recv().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+            let (bytes, packed) = done.map_err(Refused::io(MEMORY, writer.base + writer.end))?;
+            writer.packed(*address, &bytes, size, packed, index)?;
+            // It may have no use for it any more.
+            let _ = back.send(bytes);
+        }
+        Ok(())
+    })
+}
+
+/// Regions in pieces: address and length.
+fn pieces(regions: &[Region], most: u64) -> impl Iterator<Item = (u64, usize)> + '_ {
+    regions.iter().flat_map(move |region| {
+        (0..region.length.div_ceil(most)).map(move |i| {
+            let from = i * most;
+            (region.address + from, (region.length - from).min(most) as usize)
+        })
+    })
+}
+
 /// Writes chunks, one after the other.
 struct Chunks<'w, W> {
     out: &'w mut W,
     how: How,
+    alone: bool,
     /// Where memory begins in the file.
     base: u64,
     /// What of `memory` was dealt with.
@@ -316,7 +418,7 @@ struct Chunks<'w, W> {
 }
 
 impl<W: Write + Seek> Chunks<'_, W> {
-    /// Packs some chunks that follow each other, and writes them in as few pieces as can be.
+    /// Packs some chunks that follow each other, and writes them in few pieces meanwhile.
     fn batch(
         &mut self,
         address: u64,
@@ -324,45 +426,28 @@ impl<W: Write + Seek> Chunks<'_, W> {
         size: usize,
         index: &mut Vec<Chunk>,
     ) -> Result<(), Refused> {
-        let how = self.how;
-        let packed = each(bytes.chunks(size).collect(), bytes.len(), |chunk| pack(chunk, how));
-        // What is stored as it is and follows each other.
-        let mut run = 0..0;
-        for (i, (chunk, packed)) in bytes.chunks(size).zip(packed).enumerate() {
-            let begin = i * size;
-            let packed = packed.map_err(Refused::io(MEMORY, self.base + self.end))?;
-            let in_place = packed.kind == Kind::Raw;
-            if !in_place {
-                self.put(&bytes[std::mem::take(&mut run)])?;
-            } else if run.is_empty() {
-                run = begin..begin + chunk.len();
-            } else {
-                run.end = begin + chunk.len();
-            }
-            let stored = match (&packed.bytes, packed.kind) {
-                (Some(bytes), _) => bytes.len(),
-                (None, Kind::Zero) => 0,
-                (None, _) => chunk.len(),
-            };
-            index.push(Chunk {
-                address: address + begin as u64,
-                length: chunk.len() as u32,
-                kind: packed.kind,
-                // What waits in `run` comes before this.
-                offset: self.end + (run.len() - if in_place { chunk.len() } else { 0 }) as u64,
-                stored: stored as u32,
-                digest: packed.digest,
-            });
-            match packed.bytes {
-                Some(bytes) => self.put(&bytes)?,
-                None if packed.kind == Kind::Zero && how.lazy => {
-                    self.gap = true;
-                    self.end += chunk.len() as u64;
-                }
-                None => {}
-            }
-        }
-        self.put(&bytes[run])
+        let (how, alone) = (self.how, self.alone);
+        let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
+        let mut batch = Batch { chunks: self, address, bytes, size, index, run: 0..0 };
+        let sink = |i: usize, packed: io::Result<Packed>| batch.take(i, packed);
+        // Nothing is worth another thread where none may be started.
+        let worth = if alone { 0 } else { bytes.len() };
+        each(&chunks, worth, |context, chunk| pack(context, chunk, how), || (), sink).1?;
+        batch.finish()
+    }
+
+    /// Writes chunks that follow each other and were packed, in as few pieces as can be.
+    fn packed(
+        &mut self,
+        address: u64,
+        bytes: &[u8],
+        size: usize,
+        packed: Vec<io::Result<Packed>>,
+        index: &mut Vec<Chunk>,
+    ) -> Result<(), Refused> {
+        let mut batch = Batch { chunks: self, address, bytes, size, index, run: 0..0 };
+        packed.into_iter().enumerate().try_for_each(|(i, packed)| batch.take(i, packed))?;
+        batch.finish()
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Refused> {
@@ -385,6 +470,63 @@ impl<W: Write + Seek> Chunks<'_, W> {
             self.out.write_all(&[0]).map_err(Refused::io(MEMORY, last))?;
         }
         Ok(())
+    }
+}
+
+/// Chunks that follow each other, on their way to the file.
+struct Batch<'b, 'w, W> {
+    chunks: &'b mut Chunks<'w, W>,
+    address: u64,
+    bytes: &'b [u8],
+    size: usize,
+    index: &'b mut Vec<Chunk>,
+    /// What is stored as it is, follows each other, and was not written yet.
+    run: Range<usize>,
+}
+
+impl<W: Write + Seek> Batch<'_, '_, W> {
+    /// The next chunk.
+    fn take(&mut self, i: usize, packed: io::Result<Packed>) -> Result<(), Refused> {
+        let begin = i * self.size;
+        let length = self.size.min(self.bytes.len() - begin);
+        let out = &mut *self.chunks;
+        let packed = packed.map_err(Refused::io(MEMORY, out.base + out.end))?;
+        let in_place = packed.kind == Kind::Raw;
+        if !in_place {
+            out.put(&self.bytes[std::mem::take(&mut self.run)])?;
+        } else if self.run.is_empty() {
+            self.run = begin..begin + length;
+        } else {
+            self.run.end = begin + length;
+        }
+        let stored = match (&packed.bytes, packed.kind) {
+            (Some(bytes), _) => bytes.len(),
+            (None, Kind::Zero) => 0,
+            (None, _) => length,
+        };
+        self.index.push(Chunk {
+            address: self.address + begin as u64,
+            length: length as u32,
+            kind: packed.kind,
+            // What waits in `run` comes before this.
+            offset: out.end + (self.run.len() - if in_place { length } else { 0 }) as u64,
+            stored: stored as u32,
+            digest: packed.digest,
+        });
+        match packed.bytes {
+            Some(bytes) => out.put(&bytes)?,
+            None if packed.kind == Kind::Zero && out.how.lazy => {
+                out.gap = true;
+                out.end += length as u64;
+            }
+            None if self.run.len() >= PIECE => out.put(&self.bytes[std::mem::take(&mut self.run)])?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Refused> {
+        self.chunks.put(&self.bytes[self.run])
     }
 }
 

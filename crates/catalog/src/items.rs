@@ -241,7 +241,7 @@ record! {
         pub phase: Str,
         /// Why: what is lost otherwise.
         pub why: Str,
-        /// The scene of `state/tests/x86` in which state goes wrong when this is turned round; empty where none shows it, and
+        /// The scene of `state/tests/x86`, or arm64's scenario of `evenkeel rounds`, in which state goes wrong when this is turned round; empty where none shows it, and
         /// it is known from its sources alone.
         pub shown_by: Str,
         /// Where it is known from.

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use evenkeel_monitor::control::Command as Request;
+
 use crate::failure::Failure;
 
 /// Keeps a KVM guest's environment the same while the host kernel under it is upgraded and rolled back.
@@ -74,8 +76,7 @@ enum Command {
     Registers(commands::registers::Registers),
     #[command(hide = true)]
     Rounds(commands::rounds::Rounds),
-    /// Starts a guest that looks at everything, and saves it into a capsule.
-    #[cfg(target_arch = "x86_64")]
+    /// Starts a guest that looks at everything, and saves it into a capsule; or saves a machine that runs.
     Snapshot(commands::snapshot::Snapshot),
     /// Restores the guest in a capsule here, and asks it what it sees.
     Restore(commands::restore::Restore),
@@ -85,6 +86,18 @@ enum Command {
     /// Runs a Linux guest.
     #[cfg(target_arch = "aarch64")]
     Run(commands::run_arm64::Run),
+    /// Where is a machine that runs, and what is it confined to?
+    Status(commands::control::Ask),
+    /// Stops a machine that runs so that it can go on.
+    Pause(commands::control::Ask),
+    /// Lets a paused machine go on.
+    Resume(commands::control::Ask),
+    /// Ends a machine.
+    Stop(commands::control::Ask),
+    /// What a machine did, as Prometheus reads it.
+    Metrics(commands::control::Ask),
+    /// What the threads of a machine may do, and whether this kernel holds them to it.
+    Confinement(commands::confinement::Confinement),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
     /// A completion script for a shell, on standard output.
@@ -131,10 +144,15 @@ fn main() -> ExitCode {
         Command::Hosts(c) => c.run(global),
         Command::Registers(c) => c.run(global),
         Command::Rounds(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
         Command::Snapshot(c) => c.run(global),
         Command::Restore(c) => c.run(global),
         Command::Run(c) => c.run(global),
+        Command::Status(c) => c.run(Request::Status, global),
+        Command::Pause(c) => c.run(Request::Pause, global),
+        Command::Resume(c) => c.run(Request::Resume, global),
+        Command::Stop(c) => c.run(Request::Stop, global),
+        Command::Metrics(c) => c.run(Request::Metrics, global),
+        Command::Confinement(c) => c.run(global),
         Command::Lab(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 26] = [
+const DOCUMENTS: [&str; 29] = [
     "surface",
     "observation",
     "snapshot",
@@ -32,6 +32,9 @@ const DOCUMENTS: [&str; 26] = [
     "apply",
     "inspect",
     "capsule-diff",
+    "control-request",
+    "control-line",
+    "confinement",
 ];
 
 fn folder() -> PathBuf {

@@ -10,6 +10,7 @@ use evenkeel_surface::Write;
 
 use crate::carries;
 use crate::coord::Coord;
+use crate::layout::{UNKNOWN, index_of};
 use crate::view::{Item, ItemKey, View};
 
 /// Ids of registers that are not kept.
@@ -65,26 +66,85 @@ fn fate(from: &View, on: &View, item: &Item, id: u64) -> Write {
         taken => taken,
     };
     if let Some(saved) = from.word(Coord::Reg(id)) {
-        let host = on.word_or_absent(Coord::Reg(id));
-        if saved.unknown | host.unknown == 0 && known.is_some_and(|r| r.checked) {
-            return match saved.value.cmp(&host.value) {
-                std::cmp::Ordering::Less => Write::Altered,
-                std::cmp::Ordering::Equal => Write::Kept,
-                std::cmp::Ordering::Greater => Write::Refused,
-            };
-        }
-        return match host.refuses(saved.value) {
-            (0, unsure) if unsure | saved.unknown == 0 => taken,
-            (0, _) => Write::Unasked,
-            _ => Write::Refused,
+        return of_word(on, id, saved.value, saved.unknown, taken);
+    }
+    match item.reset {
+        Some(saved) => of_state(on, id, saved, taken),
+        None => taken,
+    }
+}
+
+/// What `on` does with a register of a saved guest that holds this value, when all are set by an engine that knows which
+/// registers show others once more or are cleared through them, and which bits KVM computes.
+pub fn held(on: &View, id: u64, value: u64) -> Write {
+    let taken = carries::taken(on, ItemKey::Reg(id)).unwrap_or(Write::Unasked);
+    if taken == Write::Refused {
+        return taken;
+    }
+    let choice = CHOICES.iter().zip(0_u16..).find(|(choice, _)| choice.from.reg == Some(id));
+    if let Some((choice, index)) = choice {
+        let Some(offer) = on.choice(index) else { return Write::Refused };
+        let place = choice.values.iter().position(|v| v.value == value);
+        return match place {
+            Some(place) if offer.values >> place & 1 == 1 => Write::Kept,
+            _ if offer.complete => Write::Refused,
+            _ => Write::Unasked,
         };
     }
-    if let (Some(known), Some(saved), Some(host)) = (known, item.reset, there.and_then(|i| i.reset))
-        && (saved ^ host) & known.computed | saved & !host & known.masked != 0
-    {
-        return Write::Altered;
+    if is_mended(id) {
+        // The poison that older kernels leave in PMU registers: bits that no counter has.
+        let host = on.item(ItemKey::Reg(id)).and_then(|i| i.reset).unwrap_or(value);
+        let masked = catalog::reg(id).map_or(0, |reg| reg.masked);
+        return if (value & !host & masked) >> 32 == 0 { Write::Kept } else { Write::Altered };
     }
-    taken
+    let at = Coord::Reg(id);
+    if on.word(at).is_some() || index_of(at) != UNKNOWN {
+        of_word(on, id, value, 0, taken)
+    } else {
+        of_state(on, id, value, taken)
+    }
+}
+
+/// Altered when a register alone is set, and not when a guest is restored: registers that show others once more are not
+/// set, those which only set bits are cleared through their counterparts first, and bits that KVM computes do not count.
+pub fn is_mended(id: u64) -> bool {
+    let of = |reg: &catalog::Reg| reg.alias_of.is_some() || reg.computed != 0;
+    catalog::reg(id).is_some_and(of) || catalog::REGS.iter().any(|reg| reg.alias_of == Some(id))
+}
+
+/// Registers that `on` lists and that are not among these; vector lengths, which are set before all others, apart.
+pub fn unsaved(on: &View, saved: &BTreeSet<u64>) -> BTreeSet<u64> {
+    let listed = on.items.iter().filter(|i| i.listed);
+    let ids = listed.filter_map(|i| if let ItemKey::Reg(id) = i.key { Some(id) } else { None });
+    ids.filter(|id| !saved.contains(id) && !is_early(*id)).collect()
+}
+
+/// A word of features: the host can show it or not.
+fn of_word(on: &View, id: u64, value: u64, unknown: u64, taken: Write) -> Write {
+    let host = on.word_or_absent(Coord::Reg(id));
+    if unknown | host.unknown == 0 && catalog::reg(id).is_some_and(|r| r.checked) {
+        return match value.cmp(&host.value) {
+            std::cmp::Ordering::Less => Write::Altered,
+            std::cmp::Ordering::Equal => Write::Kept,
+            std::cmp::Ordering::Greater => Write::Refused,
+        };
+    }
+    match host.refuses(value) {
+        (0, unsure) if unsure | unknown == 0 => taken,
+        (0, _) => Write::Unasked,
+        _ => Write::Refused,
+    }
+}
+
+/// A register that holds what a guest puts there.
+fn of_state(on: &View, id: u64, value: u64, taken: Write) -> Write {
+    let there = on.item(ItemKey::Reg(id)).and_then(|i| i.reset);
+    match (catalog::reg(id), there) {
+        (Some(known), Some(host)) if (value ^ host) & known.computed | value & !host & known.masked != 0 => {
+            Write::Altered
+        }
+        _ => taken,
+    }
 }
 
 /// It can be set only before the vCPU is complete, so that what a capture says of writing it back tells nothing.

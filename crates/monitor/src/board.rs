@@ -4,6 +4,7 @@
 //! critical: a guest whose device a reader does not know cannot go on there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use evenkeel_capsule::Section;
@@ -13,6 +14,8 @@ use evenkeel_sys::Ram;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::confine::Confinement;
+use crate::control::metrics::{self, Metrics};
 use crate::life::{End, Life};
 
 /// The section of the board.
@@ -80,14 +83,27 @@ pub trait Runs: Sync {
     /// Runs it to its end.
     fn run(&self, limit: Option<Duration>) -> End;
 
-    /// What it is at beside its memory, while it is paused. Memory is to be copied afterwards.
+    /// What it is at beside its memory, while it is paused, which it stays. Memory is to be copied afterwards.
     ///
     /// # Errors
     /// It is not paused, or KVM gives something away that it should not.
     fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error>;
 
     /// Its memory.
-    fn ram(&self) -> &Ram;
+    fn ram(&self) -> &Arc<Ram>;
+
+    /// What it is.
+    fn board(&self) -> Board;
+
+    /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls
+    /// [`Runs::run`]. The first word counts.
+    fn confine(&self, confinement: Confinement);
+
+    /// Its counters.
+    fn metrics(&self) -> &Arc<Metrics>;
+
+    /// What its devices did; as they were asked the last time, if one of them is at work.
+    fn device_counts(&self) -> Vec<metrics::Device>;
 }
 
 /// The guest-physical address at which the memory of this architecture's boards begins.

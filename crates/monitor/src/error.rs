@@ -14,7 +14,7 @@ pub enum Error {
     Call(#[from] CallError),
     /// State could not be saved or set.
     #[error(transparent)]
-    State(#[from] evenkeel_state::Refused),
+    State(Box<evenkeel_state::Refused>),
     /// There is no memory for the guest.
     #[error("memory for a guest: {0:?}")]
     Memory(Refusal),
@@ -30,6 +30,12 @@ pub enum Error {
     /// A device.
     #[error("device: {0}")]
     Device(String),
+    /// A thread of its could not be confined.
+    #[error("confinement: {0}")]
+    Confinement(String),
+    /// Its control.
+    #[error("{0}")]
+    Control(String),
     /// The guest was stopped because its time was over.
     #[error("the guest did not come to an end within {0:?}")]
     Hung(Duration),
@@ -39,4 +45,10 @@ pub enum Error {
     /// The guest stopped in a way that nobody expected.
     #[error("the guest stopped: {0:?}")]
     Ended(Exit),
+}
+
+impl From<evenkeel_state::Refused> for Error {
+    fn from(refused: evenkeel_state::Refused) -> Error {
+        Error::State(Box::new(refused))
+    }
 }

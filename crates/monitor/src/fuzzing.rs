@@ -21,9 +21,10 @@ use crate::devices::virtio::{Device, State, Transport};
 
 /// The guest's memory in bytes.
 const MEMORY: usize = 1 << 18;
-/// How often a device may ask to be looked at when nothing happens any more. One turn serves some ten buffers at least, and
-/// the rings hold a thousand.
-const TURNS: usize = 1000;
+/// How many turns are looked at when nothing happens any more.
+const TURNS: usize = 100;
+/// In how many of them in a row a device may find nothing that it can use: as many as there are messages at the other side.
+const IDLE: usize = 50;
 /// Where a well-behaved guest would put the parts of its queues.
 const RINGS: u32 = 0x1_0000;
 const PART: u32 = 0x1000;
@@ -254,16 +255,20 @@ pub fn device(bytes: &[u8]) -> Reached {
     reached
 }
 
-/// Nobody does anything any more: the device has enough soon.
+/// Nobody does anything any more: the device has enough soon, or each of its turns does something. A guest whose rings lie on top of
+/// each other can make work of work without end, in its own time; no device asks for a turn that it has nothing to do in.
 fn settle(transport: &mut Transport, host: &Host, memory: &GuestMemoryMmap) {
+    let mut idle = 0;
     for _ in 0..TURNS {
         host.drain();
         if !wakes(transport) {
             return;
         }
+        let before = transport.state().queues;
         transport.incoming(memory);
+        idle = if transport.state().queues == before { idle + 1 } else { 0 };
+        assert!(idle < IDLE, "the device asks to be looked at without end");
     }
-    panic!("the device asks to be looked at without end");
 }
 
 /// The first byte names a device, the others are its saved state.

@@ -12,6 +12,9 @@ pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod acpi;
 pub mod board;
+mod chassis;
+pub mod confine;
+pub mod control;
 pub mod devices;
 mod error;
 pub mod fdt;

@@ -1,21 +1,19 @@
-//! Guest memory as devices and loaders see it: the same memfd that the VM has, in rust-vmm's terms.
+//! Guest memory as devices and loaders see it: the very mapping that the VM has, in rust-vmm's terms.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use evenkeel_sys::Ram;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
 
-/// A second view of the memory that starts at this guest-physical address. It is the same pages: what is written through one
-/// is read through the other.
+/// A view of the memory that starts at this guest-physical address. There is one mapping for the guest and for its devices:
+/// what protects it while it is being saved holds for both.
 ///
 /// # Errors
-/// The file cannot be mapped once more.
+/// It would end beyond the address space.
 pub fn view(ram: &Arc<Ram>, base: u64) -> Result<GuestMemoryMmap, Error> {
-    let fd = ram.fd().try_clone_to_owned().map_err(|e| Error::View(e.to_string()))?;
-    let file = FileOffset::new(File::from(fd), 0);
-    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(base), ram.len(), Some(file))])
-        .map_err(|e| Error::View(e.to_string()))
+    let region = GuestRegionMmap::with_arc(ram.region().clone(), GuestAddress(base));
+    let region = region.ok_or_else(|| Error::View("it would end beyond the address space".to_owned()))?;
+    GuestMemoryMmap::from_regions(vec![region]).map_err(|e| Error::View(e.to_string()))
 }

@@ -1,6 +1,7 @@
 //! The threads of a machine, whatever board it is on: one a vCPU, and one for what comes from outside to its devices.
 
 use std::os::fd::OwnedFd;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use evenkeel_state::{Cpu, Retire};
@@ -8,12 +9,14 @@ use evenkeel_sys::{Errno, Error as CallError, Exit, Runner, System, Vcpu};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Error;
+use crate::chassis::Chassis;
+use crate::confine::Thread;
 use crate::life::{End, Life};
 
 /// What a board does for its threads.
 pub(crate) trait Rig<'b>: Sync {
-    /// What pauses and ends it.
-    fn life(&self) -> &Life;
+    /// Its life, what its threads may do, and its counters.
+    fn chassis(&self) -> &Chassis;
 
     /// `/dev/kvm`.
     fn system(&self) -> &System<'b>;
@@ -80,13 +83,15 @@ impl Drop for Watch<'_> {
 
 /// Runs all vCPUs, a thread each, until the guest asks for an end, somebody stops it, or the time is over.
 pub(crate) fn run<'b>(rig: &impl Rig<'b>, limit: Option<Duration>) -> End {
-    let life = rig.life();
+    let life = &rig.chassis().life;
     life.begin(rig.vcpus().len());
+    // No guest runs before every thread is confined.
+    let gate = &Barrier::new(rig.vcpus().len() + 2);
     std::thread::scope(|scope| {
         for (index, vcpu) in rig.vcpus().iter().enumerate() {
             scope.spawn(move || {
                 let _watch = Watch(life);
-                match run_one(rig, index, vcpu) {
+                match run_one(rig, index, vcpu, gate) {
                     Ok(Some(end)) => life.end(end),
                     Ok(None) => {}
                     Err(error) => life.end(End::Failed(format!("vCPU {index}: {error}"))),
@@ -95,10 +100,14 @@ pub(crate) fn run<'b>(rig: &impl Rig<'b>, limit: Option<Duration>) -> End {
         }
         scope.spawn(|| {
             let _watch = Watch(life);
-            if let Err(error) = attend(rig) {
+            if let Err(error) = attend(rig, gate) {
                 life.end(End::Failed(format!("devices: {error}")));
             }
         });
+        // It started the others: they would have had its filter.
+        if let Err(error) = rig.chassis().enter(Thread::Main, gate) {
+            life.end(End::Failed(error.to_string()));
+        }
         if life.ended_within(limit).is_none() {
             life.end(End::TimeOver);
         }
@@ -107,15 +116,29 @@ pub(crate) fn run<'b>(rig: &impl Rig<'b>, limit: Option<Duration>) -> End {
 }
 
 /// Runs a vCPU until its machine is over. Returns why, if it is the one that ends it.
-fn run_one<'b>(rig: &impl Rig<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<Option<End>, Error> {
-    let mut runner = vcpu.runner(rig.system())?;
+fn run_one<'b>(
+    rig: &impl Rig<'b>,
+    index: usize,
+    vcpu: &Vcpu<'b>,
+    gate: &Barrier,
+) -> Result<Option<End>, Error> {
+    let Chassis { life, metrics, .. } = rig.chassis();
+    let runner = vcpu.runner(rig.system());
+    // The handler of its signal is set now: a confined thread sets none.
+    runner.iter().for_each(|runner| drop(runner.kicker()));
+    rig.chassis().enter(Thread::Vcpu, gate)?;
+    let mut runner = runner?;
     let mut rest = true;
     loop {
-        if rest && !rig.life().rest(index, &mut runner) {
+        if rest && !life.rest(index, &mut runner) {
             return Ok(None);
         }
         rest = false;
-        match runner.run() {
+        let ran = runner.run();
+        if let Ok(exit) = &ran {
+            metrics.exit(exit);
+        }
+        match ran {
             // Whatever was pending is done: this is where it can stand.
             Ok(Exit::Interrupted) => rest = true,
             Ok(exit) => {
@@ -131,10 +154,13 @@ fn run_one<'b>(rig: &impl Rig<'b>, index: usize, vcpu: &Vcpu<'b>) -> Result<Opti
 }
 
 /// Sees to the devices' sources, and to their rest when the machine is paused.
-fn attend<'b>(rig: &impl Rig<'b>) -> Result<(), Error> {
-    let mut sources = rig.sources()?;
+fn attend<'b>(rig: &impl Rig<'b>, gate: &Barrier) -> Result<(), Error> {
+    let life = &rig.chassis().life;
+    let sources = rig.sources();
+    rig.chassis().enter(Thread::Io, gate)?;
+    let mut sources = sources?;
     loop {
-        let mut polled = vec![PollFd::from_borrowed_fd(rig.life().bell(), PollFlags::IN)];
+        let mut polled = vec![PollFd::from_borrowed_fd(life.bell(), PollFlags::IN)];
         polled.extend(sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut polled, None) {
             Ok(_) => {}
@@ -143,7 +169,7 @@ fn attend<'b>(rig: &impl Rig<'b>) -> Result<(), Error> {
         }
         let ready: Vec<PollFlags> = polled.iter().map(PollFd::revents).collect();
         if !ready[0].is_empty() {
-            if !rig.life().attend(|| rig.quiesce()) {
+            if !life.attend(|| rig.quiesce()) {
                 return Ok(());
             }
             continue;

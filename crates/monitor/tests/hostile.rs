@@ -57,7 +57,15 @@ fn run(seeds: &[Vec<u8>], cases: u32, longest: usize, body: fn(&[u8]) -> Reached
     );
     // Bytes that are chosen at random, and programs of them that are repeated.
     let random = vec(any::<u8>(), 0..longest);
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    // EVENKEEL_FUZZ=N: N times as many, for a long run.
+    let times = std::env::var("EVENKEEL_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let cases = cases.saturating_mul(times);
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_time: 10_000,
+        ..ProptestConfig::default()
+    };
     let mut runner = TestRunner::new(config);
     let strategy = prop_oneof![changed.boxed(), random.boxed()];
     runner

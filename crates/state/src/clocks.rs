@@ -28,6 +28,8 @@ pub(crate) struct Limit {
     pub ticks: u64,
     /// Ticks of the slack alone.
     pub slack: u64,
+    /// Ticks by which it may be earlier: it was read after the clock from whose moment it goes on.
+    pub back: u64,
 }
 
 /// The clocks of the guest of an image.
@@ -55,7 +57,29 @@ impl<'a> Clocks<'a> {
                 .unwrap_or(u64::MAX / 2)
         };
         let slack = ticks(self.elapsed.slack);
-        Limit { ticks: ticks(self.elapsed.most).saturating_add(slack), slack }
+        let (earlier, later) = self.apart(item);
+        let most = self.elapsed.most.saturating_add(earlier);
+        Limit { ticks: ticks(most).saturating_add(slack), slack, back: ticks(later) }
+    }
+
+    /// By how much the clocks of a vCPU were read earlier than kvmclock, or later. An image is not of one moment: its parts are
+    /// read one after the other, and when the guest goes on, its clocks do so from the moment of kvmclock. The guest stood
+    /// still in between; the image tells how long that was, because it has the TSC of both moments.
+    fn apart(&self, item: &Item) -> (Duration, Duration) {
+        let none = (Duration::ZERO, Duration::ZERO);
+        let of = |owner, section, field| number(self.image, owner, section, field);
+        let (Some(host), Some(offset), Some(read)) = (
+            of(Owner::Vm, "clock", "host_tsc").filter(|tsc| *tsc != 0),
+            of(item.owner, "tsc-offset", "offset"),
+            of(item.owner, "msrs", "MSR_IA32_TSC"),
+        ) else {
+            return none;
+        };
+        let gone = host.wrapping_add(offset).wrapping_sub(read).cast_signed();
+        let khz = u128::from(self.tsc_khz(item.owner));
+        let nanoseconds = u128::from(gone.unsigned_abs()) * 1_000_000 / khz;
+        let time = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        if gone >= 0 { (time, Duration::ZERO) } else { (Duration::ZERO, time) }
     }
 
     /// What a clock showed when the image was made, where the image tells.

@@ -226,7 +226,7 @@ fn fields(item: &Item, was: &Named<'_>, is: &Named<'_>, clocks: &Clocks<'_>) -> 
 /// A clock that may have gone on, and not further than time has.
 fn ran(before: u64, after: u64, limit: Limit) -> Result<(), String> {
     let gone = after.wrapping_sub(before);
-    if gone <= limit.ticks {
+    if gone <= limit.ticks || gone.wrapping_neg() <= limit.back {
         Ok(())
     } else if gone > u64::MAX / 2 {
         Err(format!("it went back by {} ticks", gone.wrapping_neg()))

@@ -62,7 +62,8 @@ pub fn known(name: &str) -> Option<u16> {
 /// Whether a section is the monitor's: what was decided when the machine was made, or a device of it. What is in them is for
 /// the monitor to read.
 pub fn of_machine(name: &str) -> bool {
-    name == "board" || name.strip_prefix("device.").is_some_and(|device| !device.is_empty())
+    let device = |name: &str| !name.is_empty() && !name.contains('/');
+    name == "board" || name.strip_prefix("device.").is_some_and(device)
 }
 
 /// Owner and item of a section's name; `None`: it is not the name of an item.

@@ -10,6 +10,7 @@
 pub mod arm64;
 mod clocks;
 mod compare;
+pub mod entries;
 pub mod file;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -20,7 +21,6 @@ mod noting;
 pub mod order;
 mod outcome;
 mod pack;
-pub mod packed;
 mod parts;
 pub mod registers;
 mod remake;

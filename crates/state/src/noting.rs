@@ -34,6 +34,8 @@ struct Book {
     devices: u32,
 }
 
+const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+
 /// Calls that select something whatever their argument.
 const SELECTING: &[&str] = &[
     "KVM_ENABLE_CAP",
@@ -157,6 +159,8 @@ fn forget_numbers(noted: &mut Noted) {
 /// Whether a call selects what cannot be read afterwards. Attributes and registers that can be read are state.
 fn selects(on: Role, name: &str, argument: &[u8], payload: &[u8]) -> bool {
     match (on, name) {
+        // How writes are logged, for whoever copies memory: nothing of the guest's.
+        (Role::Vm, "KVM_ENABLE_CAP") if word(argument, 0) == CAP_MANUAL_DIRTY_LOG_PROTECT2 => false,
         (_, "KVM_SET_ONE_REG") => long(argument, 0) == SVE_VECTOR_LENGTHS,
         (Role::Vm, "KVM_SET_DEVICE_ATTR") => true,
         // The rate of the TSC for vCPUs that are made later.

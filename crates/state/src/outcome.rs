@@ -191,12 +191,34 @@ impl std::fmt::Display for NotKept {
         write!(f, ": {}, saved {}", self.became.name(), number(&self.wanted))?;
         if let Some(now) = &self.now {
             write!(f, ", now {}", number(now))?;
+            if self.wanted.len() > 64 {
+                write!(f, ", otherwise {}", places(&self.wanted, now))?;
+            }
         }
         match &self.error {
             Some(error) => write!(f, " ({error})"),
             None => Ok(()),
         }
     }
+}
+
+/// Where two long values differ: the first few runs of bytes, from and to.
+fn places(wanted: &[u8], now: &[u8]) -> String {
+    const MOST: usize = 12;
+    let differs = |at: &usize| wanted.get(*at) != now.get(*at);
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for at in (0..wanted.len().max(now.len())).filter(differs) {
+        match runs.last_mut().filter(|(_, end)| *end == at) {
+            Some((_, end)) => *end = at + 1,
+            None => runs.push((at, at + 1)),
+        }
+    }
+    let mut told: Vec<String> =
+        runs.iter().take(MOST).map(|(from, to)| format!("{from:#x}..{to:#x}")).collect();
+    if runs.len() > MOST {
+        told.push(format!("{} more", runs.len() - MOST));
+    }
+    format!("in bytes {}", told.join(", "))
 }
 
 /// Little-endian bytes as a number, as far as that is readable.

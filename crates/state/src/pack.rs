@@ -1,4 +1,5 @@
-//! The packed forms of items that are many small things: see [`Item`](crate::Item).
+//! The bytes of items that are many small things, packed and unpacked: see [`Item`](crate::Item). As lists, whatever they hold:
+//! [`entries`](crate::entries).
 
 use std::fmt;
 

@@ -343,7 +343,11 @@ mod x86 {
         }
         assert_eq!(section("nested-state").unwrap().tag_at as usize, offset_of!(kvm_nested_state, format));
         assert_eq!(field("nested-state", "vmx.vmcs12").at as usize, offset_of!(kvm_nested_state, data));
-        assert_eq!(field("nested-state", "svm.vmcb12").size, KVM_STATE_NESTED_SVM_VMCB_SIZE);
+        let parts = ["svm.vmcb12", "svm.vmcb12.dr6", "svm.vmcb12.rest"];
+        let sizes = parts.map(|part| field("nested-state", part).size);
+        assert_eq!(sizes.iter().sum::<u32>(), KVM_STATE_NESTED_SVM_VMCB_SIZE);
+        // The area of saved state begins at 0x400 of a VMCB, and has DR6 at 0x168 (APM volume 2, appendix B).
+        assert_eq!(field("nested-state", "svm.vmcb12.dr6").at, 128 + 0x400 + 0x168);
         assert_eq!(field("nested-state", "vmx.vmcs12").size, KVM_STATE_NESTED_VMX_VMCS_SIZE);
     }
 

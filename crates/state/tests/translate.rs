@@ -2,7 +2,7 @@
 //! something is refused by name.
 
 use evenkeel_contract::view::View;
-use evenkeel_state::packed::{Entry, Key, entries, put};
+use evenkeel_state::entries::{self, Entry, Key, put};
 use evenkeel_state::translate::{Destination, Refusal, Translated, translate, undo};
 use evenkeel_state::{Image, Item, Manifest, Owner};
 use evenkeel_surface::{Arch, Surface};
@@ -50,7 +50,7 @@ fn msrs_that_the_other_kernel_refuses_are_left_out_at_their_absent_value() {
     let done = to("debian-6.1", "kernel", &saved).expect("nothing is lost");
     let parts: Vec<&str> = done.log.iter().map(|r| r.part.as_str()).collect();
     assert_eq!(parts, ["msr.1db", "msr.1dc", "msr.1dd", "msr.1de"]);
-    let left: Vec<Key> = entries(&done.image.items[0]).unwrap().iter().map(|e| e.key).collect();
+    let left: Vec<Key> = entries::of(&done.image.items[0]).unwrap().iter().map(|e| e.key).collect();
     assert_eq!(left, [Key::Msr(0xc000_0080), Key::Msr(0x277)]);
     assert_eq!(undo(&done.image, &done.log), saved, "it can be put back");
     // The kernel that lists them takes them as they are.
@@ -151,4 +151,36 @@ fn nested_state_with_a_pat_of_its_own_goes_where_the_kernel_knows_it_or_nowhere(
     let refused = to("debian-6.1", "kernel", &with(6)).unwrap_err();
     assert!(refused[0].because.contains("svm.gpat"), "{refused:?}");
     assert_eq!(to("debian-7.3", "kernel", &with(6)).expect("it knows").log, vec![]);
+}
+
+/// A register of arm64 may be listed and not take the value: it is refused by name before anything is set.
+#[test]
+fn registers_that_do_not_take_a_value_are_refused_and_computed_bits_are_no_value() {
+    let id = |name: &str, list: &[(u64, u64)]| Item { name: name.to_owned(), ..registers(list) };
+    // PSCI 1.3, which 6.12 has not, and 1.1, which both have.
+    let psci = 0x6030_0000_0014_0000;
+    let saved = image(Arch::Aarch64, vec![id("arm64-firmware-registers", &[(psci, 0x1_0003)])]);
+    let refused = to("debian-6.12-arm64", "full", &saved).unwrap_err();
+    assert_eq!(refused[0].part, "reg.6030000000140000");
+    assert_eq!(refused[0].because, "the host does not take this value");
+    assert!(to("debian-7.3-arm64", "full", &saved).is_ok());
+    let saved = image(Arch::Aarch64, vec![id("arm64-firmware-registers", &[(psci, 0x1_0001)])]);
+    assert!(to("debian-6.12-arm64", "full", &saved).is_ok());
+    // PMCR_EL0 with codes of an implementer, which 6.12 takes and does not hold.
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_dce0, 0x4101_30a8)])]);
+    let refused = to("debian-6.12-arm64", "full", &saved).unwrap_err();
+    assert!(refused[0].because.contains("another value"), "{refused:?}");
+    // KVM's poison in PMU registers that nobody touched, which 6.12 would take and mask.
+    let poison = 0x1de7_ec7e_dbad_c0de;
+    let list = [(0x6030_0000_0013_df40, poison), (0x6030_0000_0013_dce1, poison)];
+    let saved = image(Arch::Aarch64, vec![registers(&list)]);
+    let done = to("debian-6.12-arm64", "full", &saved).expect("nothing is lost");
+    assert_eq!(done.log.len(), 2);
+    assert_eq!(undo(&done.image, &done.log), saved);
+    // CNTP_CTL_EL0 with ISTATUS, which KVM computes: nobody touched the timer.
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_df11, 4)])]);
+    let done = to("debian-6.1-arm64", "full", &saved).expect("nothing is lost");
+    assert_eq!(done.log[0].part, "reg.603000000013df11");
+    let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_df11, 1)])]);
+    assert!(to("debian-6.1-arm64", "full", &saved).is_err());
 }

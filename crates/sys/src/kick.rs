@@ -122,12 +122,20 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl Deadline {
     /// Watches this thread. It takes a signal handler of the process for signal 37.
     pub fn new() -> Deadline {
+        Self::entering(|| {})
+    }
+
+    /// The same, with something that the watching thread does before anything else: it may confine itself.
+    pub fn entering(first: impl FnOnce() + Send + 'static) -> Deadline {
         prepare();
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (process, thread) = (rustix::process::getpid(), rustix::thread::gettid());
         let (process, thread) = (process.as_raw_nonzero().get(), thread.as_raw_nonzero().get());
         let theirs = shared.clone();
-        let watcher = std::thread::spawn(move || watch(&theirs, process, thread));
+        let watcher = std::thread::spawn(move || {
+            first();
+            watch(&theirs, process, thread);
+        });
         Deadline { shared, watcher: Some(watcher) }
     }
 

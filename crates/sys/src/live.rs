@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 
 use crate::ram::Mapping;
-use crate::requests::{KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
+use crate::requests::{KVM_GET_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER};
 use crate::{
     Arg, Backend, Creates, Errno, Error, FdKind, Handle, Ram, Refusal, Request, RunPage, Slot, Source,
     environment,
@@ -27,6 +27,9 @@ pub struct Live {
     /// counts here: so memory stays until its slot is given other memory, or this value goes.
     memory: Mutex<Vec<Given>>,
 }
+
+/// Descriptors to use instead of opening a path: of the process, as whoever passed them meant.
+static LENT: RwLock<Vec<(String, OwnedFd)>> = RwLock::new(Vec::new());
 
 impl Live {
     /// Nothing open yet.
@@ -47,10 +50,29 @@ impl Live {
         Ok(self.keep(fd))
     }
 
+    /// From now on this descriptor stands for the path, for every `Live` of the process: a device node that it may not open
+    /// itself, and was passed by one that may.
+    pub fn stand_in(path: &str, fd: OwnedFd) {
+        LENT.write().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), fd));
+    }
+
     fn keep(&self, fd: OwnedFd) -> Handle {
         let mut fds = self.fds.write().unwrap_or_else(PoisonError::into_inner);
         fds.push(Some(Arc::new(fd)));
         Handle(fds.len() as u32 - 1)
+    }
+
+    /// The kernel writes as many bits as the slot has pages; a slot has no more than its memory.
+    fn check_dirty_log(&self, vm: Handle, arg: &Arg<'_>) -> Result<(), Refusal> {
+        let Arg::Pointing { head, payload } = arg else { return Err(shape(&KVM_GET_DIRTY_LOG)) };
+        let place = (vm, crate::layout::word(head, 0));
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        match memory.iter().find(|(given, _)| *given == place) {
+            Some((_, ram)) if payload.len() >= crate::vm::dirty_bytes(ram.len() as u64) => Ok(()),
+            _ => {
+                Err(Refusal::Nonsense("no such slot, or no room for a bit for each of its pages".to_owned()))
+            }
+        }
     }
 
     pub(crate) fn fd(&self, handle: Handle) -> Result<Arc<OwnedFd>, Refusal> {
@@ -62,6 +84,10 @@ impl Live {
 
 impl Backend for Live {
     fn open(&self, path: &str, _: FdKind) -> Result<Handle, Refusal> {
+        let passed = LENT.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, fd)) = passed.iter().find(|(of, _)| of == path) {
+            return Ok(self.keep(fd.try_clone().map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?));
+        }
         let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| Errno(e.raw_os_error()))?;
         Ok(self.keep(fd))
@@ -74,6 +100,9 @@ impl Backend for Live {
             return Err(shape(request));
         }
         check(request, &arg)?;
+        if request.number == KVM_GET_DIRTY_LOG.number {
+            self.check_dirty_log(handle, &arg)?;
+        }
         let mut made = None;
         let returned = match arg {
             Arg::Int(value) => ioctl(&fd, request, value as usize as *mut c_void),
@@ -185,6 +214,9 @@ fn check(request: &Request, arg: &Arg<'_>) -> Result<(), Refusal> {
         Arg::Pointing { head, payload } => {
             let enough = match request.name {
                 "KVM_ARM_GET_REG_WRITABLE_MASKS" => crate::layout::ARM_FEATURE_ID_RANGE * 8,
+                "KVM_CLEAR_DIRTY_LOG" if fits(head) => {
+                    (crate::layout::word(head, 4) as usize).div_ceil(64) * 8
+                }
                 "KVM_X86_SET_MSR_FILTER" if fits(head) => head[8..].chunks_exact(24).map(bitmap).sum(),
                 _ => 0,
             };
@@ -246,7 +278,7 @@ impl Room {
     }
 }
 
-fn own(number: i32) -> OwnedFd {
+pub(crate) fn own(number: i32) -> OwnedFd {
     // SAFETY: the ioctl that returned this number has just created the descriptor and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

@@ -2,11 +2,14 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use vm_memory::{FileOffset, MmapRegion};
 
 use crate::{Errno, Refusal};
 
@@ -15,6 +18,8 @@ use crate::{Errno, Refusal};
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// Whoever unmaps it, if this does not.
+    owner: Option<Arc<MmapRegion>>,
 }
 
 // SAFETY: the mapping is not bound to a thread, and it is accessed by copies only.
@@ -30,7 +35,13 @@ impl Mapping {
         let base = unsafe { mmap(ptr::null_mut(), len, flags, MapFlags::SHARED, fd, 0) };
         let base = base.map_err(|e| Errno(e.raw_os_error()))?;
         let base = NonNull::new(base.cast()).ok_or_else(|| Refusal::Nonsense("mmap at 0".to_owned()))?;
-        Ok(Mapping { base, len })
+        Ok(Mapping { base, len, owner: None })
+    }
+
+    /// What rust-vmm has mapped, without mapping it again.
+    fn lent(region: Arc<MmapRegion>) -> Result<Mapping, Refusal> {
+        let base = NonNull::new(region.as_ptr()).ok_or_else(|| Refusal::Nonsense("mmap at 0".to_owned()))?;
+        Ok(Mapping { base, len: region.size(), owner: Some(region) })
     }
 
     pub fn len(&self) -> usize {
@@ -68,6 +79,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.owner.is_some() {
+            return;
+        }
         // SAFETY: made by mmap with this length, and nobody uses it any more. It fails only on a bad range.
         let _ = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
     }
@@ -98,21 +112,31 @@ impl fmt::Display for Outside {
 
 impl std::error::Error for Outside {}
 
-/// Guest memory: a memfd, zero at first, mapped into this process. A VM is given it with
-/// [`Vm::set_memory`](crate::Vm::set_memory).
+/// Guest memory: a memfd, mapped into this process **once**. A VM is given it with
+/// [`Vm::set_memory`](crate::Vm::set_memory); devices see the same mapping through [`Ram::region`]. So what guards the mapping
+/// ([`Uffd`](crate::Uffd)) guards it from the guest and from its devices.
 #[derive(Debug)]
 pub struct Ram {
-    fd: OwnedFd,
+    file: Arc<File>,
     map: Mapping,
+    region: Arc<MmapRegion>,
 }
 
 impl Ram {
-    /// This many bytes, a multiple of the page size. The kernel gives pages as they are touched.
+    /// This many bytes, a multiple of the page size, zero at first. The kernel gives pages as they are touched.
     pub fn new(len: usize) -> Result<Ram, Refusal> {
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC).map_err(|e| Errno(e.raw_os_error()))?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(|e| Errno(e.raw_os_error()))?;
-        let map = Mapping::new(&fd, len)?;
-        Ok(Ram { fd, map })
+        Ram::of(fd, len)
+    }
+
+    /// This many bytes of a file that is there: a memfd that was handed over.
+    pub fn of(fd: OwnedFd, len: usize) -> Result<Ram, Refusal> {
+        let file = Arc::new(File::from(fd));
+        let region = MmapRegion::from_file(FileOffset::from_arc(file.clone(), 0), len)
+            .map_err(|e| Refusal::Nonsense(format!("guest memory cannot be mapped: {e}")))?;
+        let region = Arc::new(region);
+        Ok(Ram { file, map: Mapping::lent(region.clone())?, region })
     }
 
     /// Its length in bytes.
@@ -135,11 +159,17 @@ impl Ram {
         self.map.write(at, from)
     }
 
-    /// The file behind it.
+    /// The file behind it. What is written to the file itself is in the memory, and nothing that guards the mapping notices.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.file.as_fd()
     }
 
+    /// The mapping in rust-vmm's terms.
+    pub fn region(&self) -> &Arc<MmapRegion> {
+        &self.region
+    }
+
+    /// Where it is in this process: for the kernel only.
     pub(crate) fn address(&self) -> u64 {
         self.map.address()
     }

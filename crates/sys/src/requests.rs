@@ -34,6 +34,10 @@ requests! {
     KVM_GET_VCPU_MMAP_SIZE = Request::io("KVM_GET_VCPU_MMAP_SIZE", KVM, 0x04);
     /// Memory of a VM: made by [`Backend::set_memory`](crate::Backend::set_memory) only.
     KVM_SET_USER_MEMORY_REGION = Request::iow("KVM_SET_USER_MEMORY_REGION", KVM, 0x46, MEMORY_REGION);
+    /// The pages of a slot that were written to, as a bitmap: through [`Vm::dirty_log`](crate::Vm::dirty_log), which knows its length.
+    KVM_GET_DIRTY_LOG = Request::iow("KVM_GET_DIRTY_LOG", KVM, 0x42, 16).pointing(8, Flow::Out);
+    /// Pages whose writes shall be told again, where KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 was turned on.
+    KVM_CLEAR_DIRTY_LOG = Request::iowr("KVM_CLEAR_DIRTY_LOG", KVM, 0xc0, 24).flowing(Flow::In).pointing(16, Flow::In);
     /// Three pages that Intel hosts need in real mode (x86).
     KVM_SET_TSS_ADDR = Request::io("KVM_SET_TSS_ADDR", KVM, 0x47);
     /// A page that Intel hosts need in real mode (x86).

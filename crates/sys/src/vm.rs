@@ -10,6 +10,13 @@ use crate::layout::{
 use crate::requests::*;
 use crate::{Arg, Backend, Device, Error, Fd, FdKind, Handle, Ram, Slot, Vcpu};
 
+const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+
+/// Bytes of the bitmap of so much memory: a bit a page of 4096 bytes, which are the smallest there are.
+pub(crate) fn dirty_bytes(length: u64) -> usize {
+    length.div_ceil(4096).div_ceil(64) as usize * 8
+}
+
 /// A VM. It lives as long as this or one of its vCPUs and devices does.
 #[derive(Debug)]
 pub struct Vm<'b>(Fd<'b>);
@@ -50,6 +57,39 @@ impl<'b> Vm<'b> {
         self.backend()
             .set_memory(self.handle(), slot, ram)
             .map_err(|why| self.error(&KVM_SET_USER_MEMORY_REGION, shown, why))
+    }
+
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, turned on: from now on the dirty log is protected anew only by [`Vm::clear_dirty`], a part at a
+    /// time. Gives false where the kernel does not have it.
+    pub fn manual_dirty_log(&self) -> Result<bool, Error> {
+        if self.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2)? & 1 == 0 {
+            return Ok(false);
+        }
+        self.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, [1, 0, 0, 0]).map(|_| true)
+    }
+
+    /// KVM_GET_DIRTY_LOG: the pages that the guest wrote to in a slot of this memory, a bit each, in words of 64. What this process
+    /// wrote is not among them.
+    pub fn dirty_log(&self, slot: u32, ram: &Ram) -> Result<Vec<u64>, Error> {
+        let mut payload = vec![0; dirty_bytes(ram.len() as u64)];
+        let mut head = [0; 16];
+        head[..4].copy_from_slice(&slot.to_ne_bytes());
+        let arg = Arg::Pointing { head: &head, payload: &mut payload };
+        self.call(&KVM_GET_DIRTY_LOG, arg, format_args!("slot {slot}"))?;
+        Ok(payload.chunks_exact(8).map(|bytes| long(bytes, 0)).collect())
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG: the pages with a bit in `words`, from page `first` on, are clean again, and their next write is told.
+    /// `first` is a multiple of 64; `pages` is one too, or ends the slot.
+    pub fn clear_dirty(&self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<(), Error> {
+        let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut head = [0; 24];
+        head[..4].copy_from_slice(&slot.to_ne_bytes());
+        head[4..8].copy_from_slice(&pages.to_ne_bytes());
+        head[8..16].copy_from_slice(&first.to_ne_bytes());
+        let arg = Arg::Pointing { head: &head, payload: &mut payload };
+        self.call(&KVM_CLEAR_DIRTY_LOG, arg, format_args!("slot {slot}, {pages} pages from {first}"))
+            .map(drop)
     }
 
     /// KVM_CREATE_IRQCHIP (x86): PIC, IOAPIC and local APICs in the kernel.

@@ -302,8 +302,14 @@ fn differ(arch: Arch, name: &str, x: &Saw, y: &Saw) -> Vec<Difference> {
     vec![difference(name.to_owned(), title(name), before, after, cause)]
 }
 
-/// An MSR that one guest can read and the other cannot: an item of state that came or went.
+/// An MSR that one guest can read and the other cannot: an item of state that came or went. A register of arm64 that shows
+/// another value: an entry about that item.
 fn item(arch: Arch, name: &str, x: &Saw, y: &Saw) -> Option<&'static catalog::Change> {
+    if arch == Arch::Aarch64 {
+        let look = name.strip_prefix("arm64.")?;
+        let known = catalog::REGS.iter().find(|reg| reg.name.to_lowercase().replace('_', "-") == look)?;
+        return cause::of_item(arch, ItemKey::Reg(known.id), &["kept"], &["kept"]);
+    }
     let digits = name.strip_prefix("msr.")?.split('.').next()?;
     let key = ItemKey::Msr(u32::from_str_radix(digits, 16).ok()?);
     let states = |saw: &Saw| match saw {

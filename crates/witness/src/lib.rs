@@ -12,7 +12,6 @@ pub mod compare;
 mod error;
 pub mod guests;
 pub mod merge;
-#[cfg(target_arch = "x86_64")]
 pub mod moved;
 pub mod observation;
 pub mod probe;

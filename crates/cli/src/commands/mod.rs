@@ -5,19 +5,24 @@ pub mod baseline;
 pub mod capsule;
 pub mod capture;
 pub mod check;
+pub mod confinement;
+pub mod control;
 pub mod diff;
 pub mod explain;
 mod guest;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;
+mod moving;
 pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
+pub mod operate;
 pub mod predict;
 pub mod registers;
 pub mod restore;
+mod restore_machine;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod run;
@@ -25,7 +30,6 @@ pub mod run;
 pub mod run_arm64;
 pub mod schema;
 pub mod seal;
-#[cfg(target_arch = "x86_64")]
 pub mod snapshot;
 pub mod survive;
 pub mod survive_state;

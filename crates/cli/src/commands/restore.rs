@@ -4,39 +4,24 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-#[cfg(target_arch = "x86_64")]
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel_capsule::Reader;
 use evenkeel_contract::View;
 use evenkeel_files::Claim;
-use evenkeel_monitor::board::Board;
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, Refusal, Rewrite, translate};
-#[cfg(target_arch = "x86_64")]
-use evenkeel_state::{Elapsed, compare as state_compare};
-use evenkeel_state::{Image, view};
-use evenkeel_surface::{Arch, Surface};
-#[cfg(target_arch = "x86_64")]
-use evenkeel_sys::Live;
-#[cfg(target_arch = "x86_64")]
+use evenkeel_state::{Elapsed, Image, compare as state_compare, view};
+use evenkeel_surface::Surface;
 use evenkeel_witness::compare::{Difference, compare};
-#[cfg(target_arch = "x86_64")]
-use evenkeel_witness::{moved, observation};
+use evenkeel_witness::moved::{MoveError, SEEN, STOPPED};
+use evenkeel_witness::observation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::guest::{
-    Running,
-    revive::{self, Found, Here},
-};
-#[cfg(target_arch = "x86_64")]
-use super::snapshot::SEEN;
+use super::moving::{self, ARCH};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
-
-/// The architecture of the guests that can be restored here.
-const ARCH: Arch = if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
 
 /// Restores the guest in a capsule here, reads everything back, lets it go on, and asks it what it sees.
 #[derive(clap::Args)]
@@ -46,24 +31,15 @@ pub struct Restore {
     capsules: Vec<PathBuf>,
     /// Restore what was restored before: the copies must not meet.
     #[arg(long)]
-    clone: bool,
+    pub(super) clone: bool,
     /// Set the state as it was saved, also what this host is known to refuse.
     #[arg(long)]
     no_translators: bool,
     /// Where to write what became of it, as JSON.
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Let a guest of `evenkeel run` go on, its first serial port on standard output: one capsule.
-    #[arg(long)]
-    run: bool,
-    /// Facets of its contract that this host need not keep.
-    #[arg(long, value_name = "FACET", requires = "run")]
-    waive: Vec<String>,
-    /// Parts of its state that need not be kept: `vcpu.0/msr.10`, or the end of that.
-    #[arg(long, value_name = "PART", requires = "run")]
-    accept: Vec<String>,
+    pub(super) output: Option<PathBuf>,
     #[command(flatten)]
-    running: Running,
+    pub(super) machine: super::restore_machine::Options,
 }
 
 /// What became of guests that were restored.
@@ -100,6 +76,9 @@ pub struct One {
     pub second: Vec<String>,
     /// Where a third saving differs from the second.
     pub third: Vec<String>,
+    /// What of that which was pending the guest met otherwise than it should.
+    #[serde(default)]
+    pub met: Vec<String>,
     /// How many things the guest saw as before.
     pub alike: usize,
     /// What it saw otherwise.
@@ -125,7 +104,7 @@ pub struct Change {
 impl One {
     /// Nothing was lost, and the guest saw no difference.
     pub fn whole(&self) -> bool {
-        let lists = [&self.refused, &self.second, &self.third];
+        let lists = [&self.refused, &self.second, &self.third, &self.met];
         lists.into_iter().all(Vec::is_empty) && self.not_kept.is_empty() && self.otherwise.is_empty()
     }
 }
@@ -140,11 +119,11 @@ impl Restore {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             guests: Vec::new(),
         };
-        if let (true, [path]) = (self.run, &self.capsules[..]) {
+        if self.machine.run {
+            let [path] = &self.capsules[..] else {
+                return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
+            };
             return self.go_on(path, here.as_ref(), told);
-        }
-        if self.run {
-            return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
         }
         for path in &self.capsules {
             told.guests.push(self.one(path, here.as_ref(), &told.kernel)?);
@@ -161,63 +140,8 @@ impl Restore {
         Ok(u8::from(!told.guests.iter().all(One::whole)))
     }
 
-    /// A machine out of its capsule, to its end.
-    fn go_on(&self, path: &Path, here: Option<&Surface>, mut told: Restored) -> Result<u8, Failure> {
-        let (mut reader, guest) = open(path)?;
-        let machine = Board::read(&guest.machine).map_err(|e| Failure::file(path, &e))?;
-        let Some((board, records)) = machine else {
-            let what = format!("{} holds a guest without a machine", path.display());
-            return Err(Failure::bad(what, "without --run it is restored and asked what it sees"));
-        };
-        let captured = match here {
-            Some(_) => None,
-            None => Some(evenkeel_hosts::capture_here()?),
-        };
-        let surface =
-            here.or(captured.as_ref()).ok_or_else(|| Failure::bad("no capture of this host", ""))?;
-        let mut one = one_of(path, &guest);
-        let mut image = guest.image.clone();
-        if let Some(here) = here {
-            let views = View::all(here, "here");
-            let view = views.iter().find(|view| view.shape == image.manifest.shape());
-            let to = view.map(|view| Destination { view, offer: &here.offer });
-            match to.map_or(Ok(None), |to| translate(&image, &to).map(Some)) {
-                Ok(None) => {}
-                Ok(Some(done)) => {
-                    one.translated = done.log.iter().map(rewritten).collect();
-                    image = done.image;
-                }
-                Err(why) => {
-                    let lines: Vec<String> = why.iter().map(lost).collect();
-                    let message =
-                        format!("this host cannot take the guest's state:\n  {}", lines.join("\n  "));
-                    return Err(Failure { exit: 1, ..Failure::bad(message, "") });
-                }
-            }
-        }
-        let ram = revive::memory(&mut reader, &board, path)?;
-        drop(reader);
-        let claim = self.claim(path, &guest, &told.kernel)?;
-        let found = Found { path, guest: &guest, image: &image, board, records, ram };
-        let how = Here { surface, waive: &self.waive, accept: &self.accept, running: &self.running };
-        let mut ran = false;
-        let ended = revive::revive(found, &how, one, &mut ran, |one| {
-            told.guests.push(one.clone());
-            anstream::eprint!("{}", text(&told));
-            match &self.output {
-                Some(path) => output::write(path, serde_json::to_string(&told).unwrap_or_default() + "\n"),
-                None => Ok(()),
-            }
-        });
-        // It never ran: it may be restored elsewhere.
-        if let (Some(claim), false) = (claim, ran) {
-            claim.release().map_err(|e| Failure::file(path, &e))?;
-        }
-        ended
-    }
-
     /// The right to restore it, which is given once.
-    fn claim(&self, path: &Path, guest: &Guest, kernel: &str) -> Result<Option<Claim>, Failure> {
+    pub(super) fn claim(&self, path: &Path, guest: &Guest, kernel: &str) -> Result<Option<Claim>, Failure> {
         if self.clone {
             return Ok(None);
         }
@@ -226,17 +150,6 @@ impl Restore {
         claim.map(Some).map_err(|e| Failure { exit: 1, ..Failure::bad(e.to_string(), hint) })
     }
 
-    /// The witness of arm64 is kept by `evenkeel rounds`, in files of its own.
-    #[cfg(not(target_arch = "x86_64"))]
-    fn one(&self, path: &Path, _: Option<&Surface>, _: &str) -> Result<One, Failure> {
-        let what = format!("{} is to be restored and asked what it sees", path.display());
-        Err(Failure::bad(
-            what,
-            "on arm64 only guests of `evenkeel run` are in capsules: --run lets one go on",
-        ))
-    }
-
-    #[cfg(target_arch = "x86_64")]
     fn one(&self, path: &Path, here: Option<&Surface>, kernel: &str) -> Result<One, Failure> {
         let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
         let (mut reader, guest) = open(path)?;
@@ -269,12 +182,13 @@ impl Restore {
             }
         }
         let claim = self.claim(path, &guest, kernel)?;
-        let live = Live::new();
-        let taken = match moved::take(&live, &image, &memory) {
+        let begin = Instant::now();
+        let section = |name: &str| guest.carried.iter().find(|s| s.name == name).map(|s| s.bytes.as_slice());
+        let taken = match moving::take(&image, &memory, section(STOPPED)) {
             Ok(taken) => taken,
             Err(error) => {
                 // It never ran.
-                if let (Some(claim), moved::MoveError::Refused(_)) = (claim, &error) {
+                if let (Some(claim), MoveError::Refused(_) | MoveError::Stopped(_)) = (claim, &error) {
                     claim.release().map_err(|e| Failure::file(path, &e))?;
                 }
                 one.refused.push(error.to_string());
@@ -291,15 +205,17 @@ impl Restore {
         let again = again.map_or(taken.image, |done| done.image);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let saved = guest.provenance.as_ref().map_or(now, |p| Duration::from_secs(p.saved_at));
-        let since = Elapsed::of(now.saturating_sub(saved) + Duration::from_secs(2));
+        // The wall clock here may be behind, and then only the time that it took here went by.
+        let since = Elapsed::of(now.saturating_sub(saved) + begin.elapsed() + Duration::from_secs(2));
         let again = state_compare(&image, &again, since);
         // What only one of the two kernels has was read back already: here it is about what both have.
         let both = again.iter().filter(|d| d.before.is_some() && d.after.is_some());
         one.second = both.map(ToString::to_string).collect();
         one.third = taken.third.iter().map(ToString::to_string).collect();
         one.took_us = u64::try_from(taken.took.as_micros()).unwrap_or(u64::MAX);
-        if let Some(section) = guest.carried.iter().find(|s| s.name == SEEN) {
-            let before = observation::read(&section.bytes)
+        one.met = taken.met;
+        if let Some(bytes) = section(SEEN) {
+            let before = observation::read(bytes)
                 .map_err(|e| Failure::bad(format!("{}: {SEEN}: {e}", path.display()), ""))?;
             let compared = compare(&before, &taken.seen);
             one.alike = compared.alike;
@@ -311,7 +227,7 @@ impl Restore {
 }
 
 /// A capsule of this architecture, and the guest in it without its memory.
-fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
+pub(super) fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
     let refused = |e: &evenkeel_capsule::Refused| super::capsule::refused(path, e);
     let io = File::open(path).map_err(|e| Failure::file(path, &e))?;
     let mut reader = Reader::open(BufReader::new(io), &file::known).map_err(|e| refused(&e))?;
@@ -324,14 +240,13 @@ fn open(path: &Path) -> Result<(Reader<BufReader<File>>, Guest), Failure> {
 }
 
 /// Nothing became of it yet.
-fn one_of(path: &Path, guest: &Guest) -> One {
+pub(super) fn one_of(path: &Path, guest: &Guest) -> One {
     let capsule = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let from = guest.provenance.as_ref().map_or(String::new(), |p| p.kernel.clone());
     One { capsule, from, ..One::default() }
 }
 
 /// All of a guest's memory.
-#[cfg(target_arch = "x86_64")]
 fn memory(reader: &mut Reader<BufReader<File>>) -> Result<Vec<(u64, Vec<u8>)>, evenkeel_capsule::Refused> {
     let regions = reader.index().map(|index| index.regions.clone()).unwrap_or_default();
     let mut memory: Vec<(u64, Vec<u8>)> =
@@ -358,7 +273,7 @@ fn number(bytes: &[u8]) -> String {
     }
 }
 
-fn rewritten(r: &Rewrite) -> Change {
+pub(super) fn rewritten(r: &Rewrite) -> Change {
     let after = r.after.as_deref().map_or("left out".to_owned(), number);
     Change {
         what: format!("{}/{}", r.owner, r.part),
@@ -368,7 +283,7 @@ fn rewritten(r: &Rewrite) -> Change {
     }
 }
 
-fn lost(r: &Refusal) -> String {
+pub(super) fn lost(r: &Refusal) -> String {
     format!("{}/{} ({}), which holds {}: {}", r.owner, r.part, r.title, number(&r.value), r.because)
 }
 
@@ -393,7 +308,6 @@ pub fn not_kept(part: &evenkeel_state::NotKept, image: &Image) -> Change {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn otherwise(d: &Difference) -> Change {
     Change {
         what: d.name.clone(),
@@ -403,7 +317,7 @@ fn otherwise(d: &Difference) -> Change {
     }
 }
 
-fn text(told: &Restored) -> String {
+pub(super) fn text(told: &Restored) -> String {
     let mut w = String::new();
     for one in &told.guests {
         let _ = writeln!(w, "{}: {} → {}", one.capsule, one.from, told.kernel);
@@ -428,7 +342,9 @@ fn text(told: &Restored) -> String {
                 let _ = writeln!(w, "  {head}: {}{how}: {} → {}", c.what, c.before, c.after);
             }
         }
-        for (head, list) in [("saved again", &one.second), ("saved a third time", &one.third)] {
+        for (head, list) in
+            [("saved again", &one.second), ("saved a third time", &one.third), ("the guest met", &one.met)]
+        {
             for line in list {
                 let _ = writeln!(w, "  {head}: {line}");
             }

@@ -1,10 +1,7 @@
 //! `evenkeel rounds`: what the lab runs on emulated arm64 hosts.
 
-use std::path::PathBuf;
-
 use evenkeel_monitor::aarch64::Shape;
-use evenkeel_witness::aarch64::rounds::{Kept, Scenario, Spoilt, Told, Trial, Turned};
-use serde::{Deserialize, Serialize};
+use evenkeel_witness::aarch64::rounds::{Scenario, Spoilt, Told, Trial, Turned};
 
 use crate::failure::Failure;
 use crate::{Format, Global, output};
@@ -21,41 +18,20 @@ pub struct Rounds {
     /// What the guest is stopped in; everything, if not given.
     #[arg(long, value_parser = scenario)]
     scenario: Vec<Scenario>,
-    /// Save only, into this file: a line for each guest.
-    #[arg(long, value_name = "FILE", conflicts_with = "take")]
-    keep: Option<PathBuf>,
-    /// Restore what was saved, on this host or another, from these files.
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["shape", "vcpus", "scenario"])]
-    take: Vec<PathBuf>,
     /// Spoil every so many-th call, one a run.
-    #[arg(long, value_name = "STEP", conflicts_with_all = ["take", "keep", "edges"])]
+    #[arg(long, value_name = "STEP", conflicts_with = "edges")]
     faults: Option<usize>,
     /// Turn each edge of the order, one a run.
-    #[arg(long, conflicts_with_all = ["take", "keep"])]
+    #[arg(long)]
     edges: bool,
-    /// Where to write what became of them, as JSON.
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
-/// What became of a guest that one host saved, on another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken {
-    /// The file that it was in.
-    pub file: String,
-    /// What became of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub told: Option<Told>,
-    /// Why it came to no end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failed: Option<String>,
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
     Shape::by_name(name).ok_or_else(|| "one of min, pmu, full".to_owned())
 }
 
-fn scenario(name: &str) -> Result<Scenario, String> {
+/// The scenario of this name.
+pub fn scenario(name: &str) -> Result<Scenario, String> {
     let names: Vec<&str> = Scenario::all().map(Scenario::name).collect();
     Scenario::by_name(name).ok_or_else(|| format!("one of {}", names.join(", ")))
 }
@@ -63,14 +39,11 @@ fn scenario(name: &str) -> Result<Scenario, String> {
 impl Rounds {
     /// Tries all of them. Exits with 1 where one was not good, with 3 where one came to no end.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
-        if !self.take.is_empty() {
-            return self.take(global);
-        }
         let shapes =
             if self.shape.is_empty() { vec![Shape::Min, Shape::Pmu, Shape::Full] } else { self.shape };
         let vcpus = if self.vcpus.is_empty() { vec![1, 2, 4] } else { self.vcpus };
         let scenarios = if self.scenario.is_empty() { Scenario::all().collect() } else { self.scenario };
-        let (mut exit, mut kept) = (0, String::new());
+        let mut exit = 0;
         let mut trials = Vec::new();
         for &shape in &shapes {
             for &vcpus in &vcpus {
@@ -79,7 +52,7 @@ impl Rounds {
         }
         for trial in trials {
             if self.faults.is_some() || self.edges {
-                let kept = live::keep(trial).and_then(|kept| kept);
+                let kept = live::keep(trial);
                 let told = kept.and_then(|kept| match self.faults {
                     Some(step) => live::spoil(&kept, step).map(|told| spoilt(&told)),
                     None => live::turn(&kept).map(|told| turned(&told)),
@@ -87,43 +60,9 @@ impl Rounds {
                 let (code, text) = told.unwrap_or_else(|error| (3, format!("no end: {error}\n")));
                 output::print(&format!("{}:\n{text}", name(trial)))?;
                 exit = exit.max(code);
-            } else if self.keep.is_some() {
-                match live::keep(trial) {
-                    Ok(Ok(guest)) => kept += &(guest.to_json() + "\n"),
-                    Ok(Err(lacking)) => output::print(&format!("{}: not tried: {lacking}\n", name(trial)))?,
-                    Err(error) => {
-                        output::print(&format!("{}: not saved: {error}\n", name(trial)))?;
-                        exit = 3;
-                    }
-                }
             } else {
                 exit = exit.max(show(&name(trial), &live::go(trial), global)?);
             }
-        }
-        if let Some(path) = &self.keep {
-            output::write(path, kept)?;
-        }
-        Ok(exit)
-    }
-
-    fn take(self, global: Global) -> Result<u8, Failure> {
-        let (mut exit, mut all) = (0, Vec::new());
-        for path in &self.take {
-            let bytes = std::fs::read(path).map_err(|e| Failure::file(path, &e))?;
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                let kept = Kept::from_json(line).map_err(|why| Failure::file(path, &why))?;
-                let told = live::take(&kept);
-                exit = exit.max(show(&format!("{file} {}", name(kept.trial)), &told, global)?);
-                let (told, failed) = match told {
-                    Ok(told) => (Some(told), None),
-                    Err(error) => (None, Some(format!("{}: {error}", name(kept.trial)))),
-                };
-                all.push(Taken { file: file.clone(), told, failed });
-            }
-        }
-        if let Some(path) = &self.output {
-            output::write(path, serde_json::to_string(&all).unwrap_or_default())?;
         }
         Ok(exit)
     }
@@ -159,7 +98,7 @@ fn turned(all: &[Turned]) -> (u8, String) {
             (None, true) => "cannot be turned: others ask for the same",
             (None, false) => "nothing shows",
         };
-        text += &format!("  {} before {}: {shown}\n", t.before, t.after);
+        text += &format!("  {} {} before {}: {shown}\n", t.phase, t.before, t.after);
     }
     let shown = all.iter().filter(|t| t.shown.is_some()).count();
     (0, text + &format!("  {shown} of {} edges show\n", all.len()))
@@ -179,12 +118,11 @@ mod live {
         rounds::go(&evenkeel_sys::Live::new(), image(), trial).map_err(|error| error.to_string())
     }
 
-    pub fn keep(trial: Trial) -> Result<Result<Kept, String>, String> {
-        rounds::keep(&evenkeel_sys::Live::new(), image(), trial).map_err(|error| error.to_string())
-    }
-
-    pub fn take(kept: &Kept) -> Result<Told, String> {
-        rounds::take(&evenkeel_sys::Live::new(), kept).map_err(|error| error.to_string())
+    pub fn keep(trial: Trial) -> Result<Kept, String> {
+        let live = evenkeel_sys::Live::new();
+        let noting = evenkeel_state::Noting::new(&live);
+        let configure = evenkeel_monitor::aarch64::Configure::default();
+        rounds::keep(&noting, image(), trial, &configure).map_err(|error| error.to_string())
     }
 
     pub fn spoil(kept: &Kept, step: usize) -> Result<Vec<Spoilt>, String> {
@@ -200,17 +138,14 @@ mod live {
 mod live {
     use evenkeel_witness::aarch64::rounds::{Kept, Spoilt, Told, Trial, Turned};
 
-    const NOT_HERE: &str = "this is not arm64: evenkeel lab rounds does it on emulated hosts";
+    const NOT_HERE: &str =
+        "this is not arm64: `evenkeel lab run HOST -- evenkeel rounds` does it on emulated hosts";
 
     pub fn go(_: Trial) -> Result<Told, String> {
         Err(NOT_HERE.to_owned())
     }
 
-    pub fn keep(_: Trial) -> Result<Result<Kept, String>, String> {
-        Err(NOT_HERE.to_owned())
-    }
-
-    pub fn take(_: &Kept) -> Result<Told, String> {
+    pub fn keep(_: Trial) -> Result<Kept, String> {
         Err(NOT_HERE.to_owned())
     }
 

@@ -49,6 +49,7 @@ pub struct Run {
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
+        let operator = self.running.operator()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
             Some(path) => Some(std::fs::read(path).map_err(|e| Failure::file(path, &e))?),
@@ -57,6 +58,7 @@ impl Run {
         let mut boot = Boot { kernel, initramfs, command_line: self.command_line };
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new().map_err(|e| failed(&e))?)];
         devices.extend(self.running.disks()?);
+        devices.extend(self.running.links.new_devices()?);
 
         let host = evenkeel_hosts::capture_here()?;
         let promised = contract::choose(self.contract.as_deref(), &self.irqchip, self.vcpus, &host)?;
@@ -93,6 +95,6 @@ impl Run {
         let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
         let pc = Pc::new(&machine, &vcpus, devices, console, &mut boot).map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
-        drive(&pc, &noting, &luggage, &self.running, &heard)
+        drive(&pc, &noting, &luggage, &self.running, &heard, operator)
     }
 }

@@ -28,13 +28,10 @@ pub enum Document {
     /// What `diff` of two capsules prints.
     CapsuleDiff,
     /// What `snapshot` prints.
-    #[cfg(target_arch = "x86_64")]
     Snapshot,
     /// What `restore` prints.
-    #[cfg(target_arch = "x86_64")]
     Restored,
     /// What `lab capsules` prints.
-    #[cfg(target_arch = "x86_64")]
     LabCapsules,
     /// What `lab journey` prints.
     #[cfg(target_arch = "x86_64")]
@@ -63,17 +60,20 @@ pub enum Document {
     RegistersMatrix,
     /// What `lab bisect` prints.
     Bisect,
+    /// What a client of a control socket says.
+    ControlRequest,
+    /// What a machine says on it; `status`, `pause` and so on print its replies.
+    ControlLine,
+    /// What `confinement` prints.
+    Confinement,
 }
 
 impl Document {
     /// The JSON Schema, made from the types that are printed.
     pub fn schema(self) -> Schema {
         match self {
-            #[cfg(target_arch = "x86_64")]
             Document::Snapshot => schemars::schema_for!(super::snapshot::Snapshotted),
-            #[cfg(target_arch = "x86_64")]
             Document::Restored => schemars::schema_for!(super::restore::Restored),
-            #[cfg(target_arch = "x86_64")]
             Document::LabCapsules => schemars::schema_for!(super::lab::capsules::CapsuleSquare),
             #[cfg(target_arch = "x86_64")]
             Document::LabJourney => schemars::schema_for!(super::lab::journey::Journeys),
@@ -99,6 +99,9 @@ impl Document {
             Document::Registers => schemars::schema_for!(evenkeel_state::registers::RegisterFile),
             Document::RegistersLoaded => schemars::schema_for!(evenkeel_state::registers::LoadReport),
             Document::RegistersMatrix => schemars::schema_for!(evenkeel_state::registers::matrix::Matrix),
+            Document::ControlRequest => schemars::schema_for!(evenkeel_monitor::control::Request),
+            Document::ControlLine => schemars::schema_for!(evenkeel_monitor::control::Line),
+            Document::Confinement => schemars::schema_for!(super::confinement::ConfinementReport),
             Document::Bisect => schemars::schema_for!(super::lab::bisect::BisectReport),
         }
     }

@@ -3,33 +3,29 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use evenkeel_apply::{Plan, Verdict};
-use evenkeel_capsule::{Layout, Provenance, Region, Section, Slices};
-use evenkeel_monitor::Irqchip;
-use evenkeel_state::Noting;
+use evenkeel_capsule::{Id, Layout, Provenance, Region, Section, Slices};
 use evenkeel_state::file::Guest;
-use evenkeel_sys::{Live, System};
-use evenkeel_witness::moved::{self, Kept};
-use evenkeel_witness::programs::x86_64::{Configure, offered_cpuid};
+use evenkeel_witness::moved::{SEEN, STOPPED};
 
-use super::guest::save::random;
+use super::moving::{self, Wanted};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// The section with what the witness saw before it was saved: an observation as JSON.
-pub const SEEN: &str = "witness.seen";
-
-/// Starts a guest that looks at everything, saves it, and writes it into a capsule.
+/// Starts a guest that looks at everything, and saves it into a capsule; or saves a machine that runs.
 #[derive(clap::Args)]
 pub struct Snapshot {
     /// Where to write the capsule.
     #[arg(short, long, value_name = "FILE.capsule")]
     output: PathBuf,
+    /// Save the machine that has this control socket instead: one that runs is paused for it, and goes on.
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["contract", "shape", "vcpus", "lazy", "compress"])]
+    control: Option<PathBuf>,
     /// Run the guest under this contract, in its shape.
     #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     contract: Option<PathBuf>,
-    /// The machine's shape: kernel, split or none. `kernel`, if not given.
-    #[arg(long, value_parser = ["kernel", "split", "none"])]
+    /// The machine's shape. On x86 kernel, split or none; `kernel`, if not given. On arm64 min, pmu or full; `full`, if not
+    /// given.
+    #[arg(long)]
     shape: Option<String>,
     /// How many vCPUs; the first runs.
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=6))]
@@ -40,6 +36,8 @@ pub struct Snapshot {
     /// Compress memory.
     #[arg(long)]
     compress: bool,
+    #[command(flatten)]
+    stop: moving::Stop,
 }
 
 /// `evenkeel snapshot --format json`.
@@ -62,14 +60,17 @@ pub struct Snapshotted {
 impl Snapshot {
     /// Saves.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
+        if let Some(socket) = &self.control {
+            return super::control::snapshot(socket, &self.output, global);
+        }
         let contract = self.contract.as_deref().map(super::contract).transpose()?;
-        let (kept, shape) = match &contract {
-            None => {
-                let shape = self.shape.as_deref().unwrap_or("kernel");
-                (self.open(super::observe::known(shape, Irqchip::by_name)?)?, shape.to_owned())
-            }
-            Some(contract) => (self.under(contract)?, contract.shape.clone()),
+        let wanted = Wanted {
+            contract: contract.as_ref(),
+            shape: self.shape.as_deref(),
+            vcpus: self.vcpus,
+            stop: &self.stop,
         };
+        let (kept, shape) = moving::keep(&wanted)?;
         let mut guest = Guest::new(random()?, kept.saved.image);
         guest.contract = contract.as_ref().map(|c| evenkeel_contract::document::print(c).into_bytes());
         guest.provenance = Some(Provenance {
@@ -81,6 +82,7 @@ impl Snapshot {
             exposure: Vec::new(),
         });
         guest.carried.push(Section::new(SEEN, false, kept.seen.print().into_bytes()));
+        guest.carried.extend(kept.stopped.map(|stopped| Section::new(STOPPED, false, stopped)));
         let slices: Vec<(u64, &[u8])> =
             kept.memory.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
         let regions =
@@ -118,53 +120,13 @@ impl Snapshot {
         }
         Ok(0)
     }
-
-    /// A guest that is shown all that the host offers.
-    fn open(&self, irqchip: Irqchip) -> Result<Kept, Failure> {
-        let live = Live::new();
-        let noting = Noting::new(&live);
-        let system = System::open(&noting).map_err(|e| cannot(&e))?;
-        let vcpu = |vcpu: &evenkeel_sys::Vcpu<'_>, id: u32| vcpu.set_cpuid(&offered_cpuid(&system, id)?);
-        let configure = Configure { vcpu: &vcpu, ..Configure::default() };
-        moved::keep(&noting, &system, irqchip, self.vcpus, &configure).map_err(|e| cannot(&e))
-    }
-
-    /// A guest under a contract, which has to be kept.
-    fn under(&self, contract: &evenkeel_contract::Contract) -> Result<Kept, Failure> {
-        let irqchip = super::observe::known(&contract.shape, Irqchip::by_name)?;
-        let host = evenkeel_hosts::capture_here()?;
-        let mut setup = super::observe_contract::setup();
-        setup.topology.vcpus = self.vcpus;
-        let plan = Plan::new(contract, &host, setup).map_err(|e| Failure::bad(e.to_string(), ""))?;
-        let live = Live::new();
-        let noting = Noting::new(&live);
-        let system = System::open(&noting).map_err(|e| cannot(&e))?;
-        let applying = std::cell::RefCell::new(plan.start());
-        // What stops a stage is in the report, which is asked below.
-        let vm = |vm: &evenkeel_sys::Vm<'_>| {
-            let _ = applying.borrow_mut().vm(vm);
-            Ok(())
-        };
-        let vcpu = |vcpu: &evenkeel_sys::Vcpu<'_>, id: u32| {
-            let _ = applying.borrow_mut().vcpu(vcpu, id);
-            Ok(())
-        };
-        let configure = Configure { vm: &vm, vcpu: &vcpu, ..Configure::default() };
-        let kept = moved::keep(&noting, &system, irqchip, self.vcpus, &configure).map_err(|e| cannot(&e))?;
-        let report = applying.borrow().report();
-        match report.verdict {
-            Verdict::Kept | Verdict::Waived => Ok(kept),
-            Verdict::Refused | Verdict::Incomplete => Err(Failure {
-                exit: 1,
-                ..Failure::bad(
-                    format!("this host does not keep the contract: {}", report.findings().join(", ")),
-                    "`evenkeel apply` says what differs, and writes a contract that this host can keep",
-                )
-            }),
-        }
-    }
 }
 
-fn cannot(e: &dyn std::fmt::Display) -> Failure {
-    Failure { exit: 3, ..Failure::bad(format!("nothing was saved: {e}"), "this needs a usable /dev/kvm") }
+/// An identity for what is saved.
+pub fn random() -> Result<Id, Failure> {
+    let mut id = [0; 16];
+    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
+        Ok(16) => Ok(Id(id)),
+        _ => Err(Failure { exit: 3, ..Failure::bad("the kernel gives no random bytes", "") }),
+    }
 }

@@ -9,8 +9,8 @@ use evenkeel_capsule::Reader;
 use evenkeel_contract::view::ItemKey;
 use evenkeel_contract::{Outcome, carries};
 use evenkeel_hosts::Host;
+use evenkeel_state::entries::{self, Key};
 use evenkeel_state::file::{self, Guest};
-use evenkeel_state::packed::{self, Key};
 use evenkeel_state::translate::{Destination, translate};
 use evenkeel_state::{Image, gaps};
 use schemars::JsonSchema;
@@ -93,7 +93,7 @@ fn taken(image: &Image, host: &Host, shape: &str) -> Result<Taken, Failure> {
         unknown: Vec::new(),
     };
     for item in &image.items {
-        for entry in packed::entries(item).unwrap_or_default() {
+        for entry in entries::of(item).unwrap_or_default() {
             let key = match entry.key {
                 Key::Msr(msr) => ItemKey::Msr(msr),
                 Key::Reg(id) => ItemKey::Reg(id),

@@ -1,8 +1,8 @@
 //! A PC for Linux: in-kernel or split irqchip, a serial port, virtio devices on MMIO, and a thread a vCPU.
 //!
 //! * [`Pc::new`] boots a kernel, [`Pc::restored`] goes on with a saved guest.
-//! * [`Pc::run`] runs it to its end; its [`Life`] pauses and resumes it meanwhile.
-//! * [`Pc::save`], while it is paused, gives its state and its sections for a capsule.
+//! * [`Runs::run`] runs it to its end; its [`Life`](crate::Life) pauses and resumes it meanwhile.
+//! * [`Runs::save`], while it is paused, gives its state and its sections for a capsule.
 
 mod exits;
 mod run;
@@ -11,19 +11,18 @@ mod save;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evenkeel_sys::{Ram, Vcpu};
+use evenkeel_sys::Vcpu;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::acpi::{self, Place};
+use crate::board::{Board, Records, Runs};
+use crate::chassis::Chassis;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::serial::Port;
 use crate::devices::virtio::{Device, LENGTH, Transport};
-use crate::life::Life;
 use crate::linux::{Boot, x86_64 as linux};
 use crate::{Error, Machine};
-
-pub use crate::board::{Board, Placed, Record, Records, SavedMachine as SavedPc};
 
 /// Where the registers of virtio devices are: in the hole below 4 GiB, away from APICs and firmware.
 const MMIO: u32 = 0xd000_0000;
@@ -56,7 +55,7 @@ pub struct Pc<'m, 'b, W: Write> {
     interrupts: Arc<Interrupts<'m, 'b>>,
     memory: GuestMemoryMmap,
     devices: Mutex<Devices<'m, 'b, W>>,
-    life: Life,
+    chassis: Chassis,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,16 +132,6 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
         let serial = Port::new(interrupts.clone(), output);
         let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });
-        Ok(Pc { machine, vcpus, interrupts, memory, devices, life: Life::new()? })
-    }
-
-    /// What pauses, resumes and stops it.
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// Its memory.
-    pub fn ram(&self) -> &Arc<Ram> {
-        self.machine.ram()
+        Ok(Pc { machine, vcpus, interrupts, memory, devices, chassis: Chassis::new()? })
     }
 }

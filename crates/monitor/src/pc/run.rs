@@ -2,28 +2,19 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use evenkeel_state::Manifest;
-use evenkeel_sys::{Exit, Ram, Runner, System, Vcpu};
+use evenkeel_sys::{Exit, Runner, System, Vcpu};
 
 use super::{Pc, lock};
 use crate::Error;
-use crate::board::{Runs, SavedMachine};
+use crate::chassis::Chassis;
 use crate::devices::virtio;
-use crate::life::{End, Life};
-use crate::threads::{self, Rig};
-
-impl<W: Write + Send> Pc<'_, '_, W> {
-    /// Runs all vCPUs, a thread each, until the guest asks for a reset, somebody stops it, or the time is over.
-    pub fn run(&self, limit: Option<Duration>) -> End {
-        threads::run(self, limit)
-    }
-}
+use crate::life::End;
+use crate::threads::Rig;
 
 impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
-    fn life(&self) -> &Life {
-        &self.life
+    fn chassis(&self) -> &Chassis {
+        &self.chassis
     }
 
     fn system(&self) -> &System<'b> {
@@ -55,23 +46,5 @@ impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
             slot.wire(&self.interrupts);
             quiet
         })
-    }
-}
-
-impl<W: Write + Send> Runs for Pc<'_, '_, W> {
-    fn life(&self) -> &Life {
-        Pc::life(self)
-    }
-
-    fn run(&self, limit: Option<Duration>) -> End {
-        Pc::run(self, limit)
-    }
-
-    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
-        Pc::save(self, manifest)
-    }
-
-    fn ram(&self) -> &Ram {
-        self.machine.ram()
     }
 }

@@ -6,21 +6,21 @@ mod save;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use evenkeel_sys::{Exit, Runner, System, Vcpu};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::GuestMemoryMmap;
 
 use crate::aarch64::{self, MEMORY_BASE, Machine};
-use crate::board::{Board, Records};
+use crate::board::{Board, Records, Runs};
+use crate::chassis::Chassis;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::serial::{Edge, PORTS, Port};
 use crate::devices::virtio::{self, Device, LENGTH, Transport};
 use crate::fdt::{self, Place};
-use crate::life::{End, Life};
+use crate::life::End;
 use crate::linux::{Boot, aarch64 as linux};
-use crate::threads::{self, Rig};
+use crate::threads::Rig;
 use crate::{Error, Irqchip};
 
 /// Where the serial port's registers are.
@@ -79,7 +79,7 @@ pub struct Virt<'m, 'b, W: Write> {
     interrupts: Arc<Interrupts<'m, 'b>>,
     memory: GuestMemoryMmap,
     devices: Mutex<Devices<'m, 'b, W>>,
-    life: Life,
+    chassis: Chassis,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,22 +167,7 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
         let interrupts = Arc::new(Interrupts::new(machine.vm(), Irqchip::Kernel)?);
         let serial = Port::new(Wire(interrupts.clone()), output);
         let devices = Mutex::new(Devices { serial, virtio });
-        Ok(Virt { machine, interrupts, memory, devices, life: Life::new()? })
-    }
-
-    /// What pauses, resumes and stops it.
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// Its memory.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-
-    /// Runs all vCPUs, a thread each, until the guest resets or switches itself off, somebody stops it, or the time is over.
-    pub fn run(&self, limit: Option<Duration>) -> End {
-        threads::run(self, limit)
+        Ok(Virt { machine, interrupts, memory, devices, chassis: Chassis::new()? })
     }
 
     /// An access to a device's registers; false if nobody is at this address.
@@ -221,8 +206,8 @@ fn within(place: Place, address: u64) -> Option<u64> {
 }
 
 impl<'b, W: Write + Send> Rig<'b> for Virt<'_, 'b, W> {
-    fn life(&self) -> &Life {
-        &self.life
+    fn chassis(&self) -> &Chassis {
+        &self.chassis
     }
 
     fn system(&self) -> &System<'b> {

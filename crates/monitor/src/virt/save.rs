@@ -1,6 +1,7 @@
 //! An arm64 machine that stands: its state, and what its devices are at, out of it and into it.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use evenkeel_capsule::cbor::Bytes;
@@ -10,8 +11,10 @@ use evenkeel_sys::Ram;
 use super::{SERIAL, Virt, lock};
 use crate::Error;
 use crate::board::{Board, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::confine::Confinement;
+use crate::control::metrics::{self, Metrics};
 use crate::life::{End, Life, Phase};
-use crate::threads::{cpus, standing};
+use crate::threads::{self, cpus, standing};
 
 /// The serial port's name and kind.
 const PORT: &str = "serial";
@@ -20,9 +23,8 @@ fn virtio(index: usize) -> String {
     format!("virtio{index}")
 }
 
-impl<W: Write + Send> Virt<'_, '_, W> {
-    /// What the machine is.
-    pub fn board(&self) -> Board {
+impl<W: Write + Send> Runs for Virt<'_, '_, W> {
+    fn board(&self) -> Board {
         let serial =
             Placed { name: PORT.to_owned(), kind: PORT.to_owned(), at: SERIAL.address, irq: SERIAL.spi };
         let mut devices = vec![serial];
@@ -42,17 +44,12 @@ impl<W: Write + Send> Virt<'_, '_, W> {
         }
     }
 
-    /// What the machine is at, beside its memory, which is to be copied afterwards: KVM may write to it here. It is paused, and
-    /// stays so.
-    ///
-    /// # Errors
-    /// It is not paused, or KVM gives something away that it should not.
-    pub fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
-        if self.life.phase() != Phase::Paused {
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
+        if self.chassis.life.phase() != Phase::Paused {
             return Err(Error::Device("a machine is saved while it is paused".to_owned()));
         }
         let machine = self.machine;
-        let mut standing = standing(&self.life, machine.vcpus().len());
+        let mut standing = standing(&self.chassis.life, machine.vcpus().len());
         let cpus = cpus(machine.vcpus(), &mut standing);
         let mut parts = Parts {
             devices: machine.devices().iter().collect(),
@@ -62,6 +59,33 @@ impl<W: Write + Send> Virt<'_, '_, W> {
         Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
     }
 
+    fn life(&self) -> &Life {
+        &self.chassis.life
+    }
+
+    fn run(&self, limit: Option<Duration>) -> End {
+        threads::run(self, limit)
+    }
+
+    fn ram(&self) -> &Arc<Ram> {
+        self.machine.ram()
+    }
+
+    fn confine(&self, confinement: Confinement) {
+        self.chassis.confine(confinement);
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.chassis.metrics
+    }
+
+    fn device_counts(&self) -> Vec<metrics::Device> {
+        let devices = self.devices.try_lock().ok();
+        self.chassis.counts(devices.as_ref().map(|d| d.virtio.iter().map(|slot| &slot.transport)))
+    }
+}
+
+impl<W: Write + Send> Virt<'_, '_, W> {
     /// What the devices are at.
     fn records(&self) -> Records {
         let devices = lock(&self.devices);
@@ -101,23 +125,5 @@ impl<W: Write + Send> Virt<'_, '_, W> {
             slot.wire(&self.interrupts);
         }
         Ok(())
-    }
-}
-
-impl<W: Write + Send> Runs for Virt<'_, '_, W> {
-    fn life(&self) -> &Life {
-        Virt::life(self)
-    }
-
-    fn run(&self, limit: Option<Duration>) -> End {
-        Virt::run(self, limit)
-    }
-
-    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
-        Virt::save(self, manifest)
-    }
-
-    fn ram(&self) -> &Ram {
-        self.machine.ram()
     }
 }

@@ -5,4 +5,5 @@ mod console;
 mod driver;
 mod entropy;
 mod net;
+mod tap;
 mod transport;

@@ -19,7 +19,7 @@ mod sections;
 
 pub use counters::Time;
 pub use restore::{restore, restore_in};
-pub use save::save;
+pub use save::{save, save_in};
 
 use std::sync::Arc;
 

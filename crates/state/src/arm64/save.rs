@@ -21,6 +21,14 @@ use crate::registers::SVE_VECTOR_LENGTHS;
 /// # Errors
 /// Something cannot be read, or cannot be saved at all; it is named.
 pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Refused> {
+    save_in(parts, manifest, Order::catalogued(Catalogued::Aarch64, Phase::Save))
+}
+
+/// The same in another order than the catalog's, which is good for showing what an edge is there for.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_in(parts: &mut Parts<'_, '_>, manifest: &Manifest, order: &Order) -> Result<Saved, Refused> {
     let devices = sections::saveable(manifest)?;
     retire(parts)?;
     let mut lengths = Vec::new();
@@ -36,8 +44,7 @@ pub fn save(parts: &mut Parts<'_, '_>, manifest: &Manifest) -> Result<Saved, Ref
         };
         lengths.push(read);
     }
-    let items =
-        read::all(parts, &devices, Order::catalogued(Catalogued::Aarch64, Phase::Save), Purpose::Save)?;
+    let items = read::all(parts, &devices, order, Purpose::Save)?;
     let manifest = sections::with_lengths(manifest, &lengths);
     let absent = absent(parts, &devices, &items);
     let image = Image { arch: Arch::Aarch64, manifest, items };

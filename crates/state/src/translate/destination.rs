@@ -1,9 +1,9 @@
 //! What the other host takes.
 
 use evenkeel_catalog::{SECTIONS, Translator};
-use evenkeel_contract::carries;
 use evenkeel_contract::view::{ItemKey, View, capability};
-use evenkeel_surface::{Offer, Write};
+use evenkeel_contract::{carries, registers};
+use evenkeel_surface::{Arch, Offer, Write};
 
 /// A host that state is to go to, as its capture tells.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,14 @@ impl Destination<'_> {
     /// What the host does with an item; none when nobody knows.
     pub(super) fn takes(&self, key: ItemKey) -> Option<Write> {
         carries::taken(self.view, key)
+    }
+
+    /// The same of an item that holds this value: a register of arm64 may be refused because of it.
+    pub(super) fn takes_value(&self, key: ItemKey, value: Option<u64>) -> Option<Write> {
+        match (self.view.arch, key, value) {
+            (Arch::Aarch64, ItemKey::Reg(id), Some(value)) => Some(registers::held(self.view, id, value)),
+            _ => self.takes(key),
+        }
     }
 
     /// What an item holds in a fresh vCPU there.

@@ -11,7 +11,7 @@ use evenkeel_catalog::{self as catalog, TRANSLATORS};
 use evenkeel_contract::view::ItemKey;
 use evenkeel_surface::{Arch, Write};
 
-use crate::packed::{self, Entry};
+use crate::entries::{self, Entry};
 use crate::{Image, Item, Owner};
 
 pub use destination::Destination;
@@ -99,18 +99,30 @@ fn catalog_arch(arch: Arch) -> catalog::Arch {
 
 /// MSRs and registers that the host refuses.
 fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refused: &mut Vec<Refusal>) {
-    let Some(entries) = packed::entries(item) else { return };
+    let Some(entries) = entries::of(item) else { return };
     let mut kept = Vec::with_capacity(entries.len());
     for entry in entries {
         let key = entry.key();
         let held = number(&entry.value);
-        if to.takes(key) != Some(Write::Refused) {
+        let taken = to.takes_value(key, held);
+        // Of arm64 it is known that nothing is altered unless it is lost.
+        let lost = taken == Some(Write::Refused)
+            || taken == Some(Write::Altered)
+                && to.view.arch == Arch::Aarch64
+                && matches!(key, ItemKey::Reg(_));
+        if !lost {
             kept.push(entry);
             continue;
         }
         let known = evenkeel_contract::carries::known(key);
         let alias = known.alias_of.is_some();
-        if alias || known.droppable_at.is_some_and(|absent| held == Some(absent)) {
+        // Bits that KVM computes say nothing of whether the guest touched it.
+        let computed = match key {
+            ItemKey::Reg(id) => catalog::reg(id).map_or(0, |reg| reg.computed),
+            _ => 0,
+        };
+        let untouched = |absent: u64| held.is_some_and(|held| held & !computed == absent & !computed);
+        if alias || known.droppable_at.is_some_and(untouched) {
             let because = match known.alias_of {
                 Some(of) => format!("{of} holds the same, and is there"),
                 None => "it holds what a guest finds that never touched it".to_owned(),
@@ -125,12 +137,22 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
                 after: None,
                 because,
             });
+        } else if taken == Some(Write::Altered) {
+            refused.push(Refusal {
+                owner: item.owner,
+                part: key.to_string(),
+                title: [known.name.as_str(), known.title].join(": "),
+                value: entry.value.clone(),
+                because: "the host takes it, and holds it with another value".to_owned(),
+            });
+            kept.push(entry);
         } else if held.is_some() && to.shows(key) == held {
             // What the host shows by itself need not be taken: reading back decides.
             kept.push(entry);
         } else {
             let because = match known.droppable_at {
                 Some(absent) => format!("the host refuses it, and it holds something else than {absent:#x}"),
+                None if listed(to, key) => "the host does not take this value".to_owned(),
                 None => "the host refuses it, and nothing says that it can be left out".to_owned(),
             };
             refused.push(Refusal {
@@ -143,7 +165,12 @@ fn leave_out(to: &Destination<'_>, item: &mut Item, log: &mut Vec<Rewrite>, refu
             kept.push(entry);
         }
     }
-    packed::put(item, &kept);
+    entries::put(item, &kept);
+}
+
+/// The host has it: what it refuses is the value.
+fn listed(to: &Destination<'_>, key: ItemKey) -> bool {
+    to.takes(key) != Some(Write::Refused)
 }
 
 /// A section that the host has not, after all rules.
@@ -176,8 +203,8 @@ fn number(bytes: &[u8]) -> Option<u64> {
 impl Entry {
     fn key(&self) -> ItemKey {
         match self.key {
-            packed::Key::Msr(msr) => ItemKey::Msr(msr),
-            packed::Key::Reg(id) => ItemKey::Reg(id),
+            entries::Key::Msr(msr) => ItemKey::Msr(msr),
+            entries::Key::Reg(id) => ItemKey::Reg(id),
         }
     }
 }

@@ -3,7 +3,7 @@
 use evenkeel_catalog::{Act, Holds, SECTIONS, StateField, Translator};
 
 use super::{Refusal, Rewrite};
-use crate::packed::{self, Entry, Key};
+use crate::entries::{self, Entry, Key};
 use crate::{Image, Item, Owner};
 
 /// XSAVE components that every CPU has: x87 and SSE.
@@ -77,10 +77,10 @@ pub(super) fn put_back(image: &mut Image, rewrite: &Rewrite) {
         return;
     }
     let Some(item) = image.items.iter_mut().find(|item| mine(item, &rewrite.section)) else { return };
-    let (Some(mut entries), Some(key)) = (packed::entries(item), Key::parse(&rewrite.part)) else { return };
+    let (Some(mut entries), Some(key)) = (entries::of(item), Key::parse(&rewrite.part)) else { return };
     let place = (rewrite.place as usize).min(entries.len());
     entries.insert(place, Entry { key, value: rewrite.before.clone() });
-    packed::put(item, &entries);
+    entries::put(item, &entries);
 }
 
 /// The catalog's field of a section.
@@ -123,7 +123,7 @@ fn true_of(holds: &Holds, item: &Item, image: &Image) -> bool {
     let Some(value) = value(item, holds.field) else { return false };
     let value = if holds.mask == 0 { value } else { value & holds.mask };
     let msr = || {
-        let entries = packed::entries(image.item(item.owner, "msrs")?)?;
+        let entries = entries::of(image.item(item.owner, "msrs")?)?;
         let found = entries.iter().find(|e| Some(e.key) == holds.or_msr.map(Key::Msr))?;
         super::number(&found.value)
     };

@@ -1,6 +1,6 @@
 //! What a kernel has for a VM: asked once, used for every save and restore of it.
 
-use evenkeel_catalog::MSRS;
+use evenkeel_catalog::{MSRS, MsrClass};
 use evenkeel_sys::layout::*;
 use evenkeel_sys::requests::*;
 use evenkeel_sys::{Arg, Errno, Error, Refusal, Request, Vcpu};
@@ -107,6 +107,15 @@ impl Host {
     }
 }
 
+/// The guest is shown Hyper-V's interface, with SynIC.
+fn has_synic(cpuid: &[CpuidEntry]) -> bool {
+    let eax = |leaf: u32| cpuid.iter().find(|e| e.function == leaf).map_or(0, |e| e.output[0]);
+    eax(0x4000_0001) == HYPERV_SIGNATURE && eax(0x4000_0003) >> 2 & 1 != 0
+}
+
+/// HYPERV_CPUID_SIGNATURE_EAX: "Hv#1".
+const HYPERV_SIGNATURE: u32 = 0x3123_7648;
+
 /// The MSRs that this vCPU has. Refusals are asked about twice.
 fn known_msrs(parts: &Parts<'_, '_>, vcpu: &Vcpu<'_>) -> Result<Vec<u32>, Error> {
     let list = |request: &Request| -> Result<Vec<u32>, Error> {
@@ -123,7 +132,10 @@ fn known_msrs(parts: &Parts<'_, '_>, vcpu: &Vcpu<'_>) -> Result<Vec<u32>, Error>
         Err(error) if error.errno() == Some(Errno::ENOTTY) => {}
         Err(error) => return Err(error),
     }
-    msrs.extend(MSRS.iter().filter(|m| m.ask).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)));
+    // Most of SynIC's are listed by no kernel; without SynIC they hold nothing, and cannot be set.
+    let synic = has_synic(&vcpu.cpuid()?);
+    let hidden = |m: &&evenkeel_catalog::Msr| synic && m.class == MsrClass::Hyperv && m.unsaved.is_empty();
+    msrs.extend(MSRS.iter().filter(|m| m.ask || hidden(m)).flat_map(|m| m.msr..=m.last.unwrap_or(m.msr)));
     msrs.sort_unstable();
     msrs.dedup();
     let mut known = Vec::with_capacity(msrs.len());

@@ -3,6 +3,7 @@
 //! [`save`] reads every group that the VM has, in the order of the catalog's edges; [`restore`] sets it in another VM,
 //! reads it back, and accounts for each item.
 
+mod agree;
 mod clock;
 mod groups;
 mod host;
@@ -17,7 +18,7 @@ mod xen;
 pub use clock::Policy;
 pub use host::Host;
 pub use restore::{Options, restore, restore_with};
-pub use save::{save, save_with};
+pub use save::{save, save_verified, save_with};
 
 use std::sync::Arc;
 

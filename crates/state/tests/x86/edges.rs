@@ -7,13 +7,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use evenkeel_catalog::{Arch, Edge};
 use evenkeel_state::order::{Order, Phase, edges};
 
+use evenkeel_sys::{Live, System};
+
 use crate::check;
+use crate::in_use;
 use crate::scenes;
 use crate::stage::{Orders, Scene};
 
 /// The scenes that can tell: with something in every group, timers, a vCPU that waits, an exception under way.
 fn all() -> Vec<Scene<'static>> {
     const TELLING: &[&str] = &[
+        "in-flight memory read",
+        "in-flight memory write",
+        "pending interrupt",
+        "pending NMI",
+        "injected exception",
+        "interrupt shadow",
+        "one-shot timer armed",
+        "split irqchip, pending interrupt",
+        "no irqchip, interrupt injected",
         "deadline timer armed",
         "one-shot timer fired and ended, x2APIC",
         "waiting for SIPI, which is on its way",
@@ -23,6 +35,10 @@ fn all() -> Vec<Scene<'static>> {
     ];
     let mut all = vec![scenes::rich()];
     all.extend(scenes::all().into_iter().filter(|scene| TELLING.contains(&scene.name)));
+    all.extend(in_use::all());
+    let live = Live::new();
+    let system = System::open(&live).unwrap();
+    all.retain(|scene| (scene.needs)(&system).is_none());
     all
 }
 
@@ -50,7 +66,10 @@ fn kvm_edges_that_are_turned_round_show() {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut failed = Vec::new();
     // EVENKEEL_EDGES=all looks for a scene for every edge, for minutes.
-    let search = std::env::var_os("EVENKEEL_EDGES").is_some();
+    let file = std::fs::read_to_string("edges.all");
+    let search = std::env::var_os("EVENKEEL_EDGES").is_some() || file.is_ok();
+    // The file may name the scenes that are tried, one a line.
+    let named: Vec<&str> = file.as_deref().unwrap_or_default().lines().collect();
     for edge in edges(Arch::X86_64, Phase::Save).chain(edges(Arch::X86_64, Phase::Restore)) {
         let Some(order) = Order::turned(edge) else {
             *counts.entry("implied by others").or_default() += 1;
@@ -58,7 +77,8 @@ fn kvm_edges_that_are_turned_round_show() {
             continue;
         };
         let mut found = None;
-        for scene in scenes.iter().filter(|scene| search || scene.name == edge.shown_by) {
+        let tried = |scene: &&Scene<'_>| search && (named.is_empty() || named.contains(&scene.name));
+        for scene in scenes.iter().filter(|scene| tried(scene) || scene.name == edge.shown_by) {
             if let Some(why) = shows(edge, &order, scene) {
                 println!("{}: {}: {}", name(edge), scene.name, why.chars().take(160).collect::<String>());
                 found = Some(scene.name);
@@ -67,6 +87,10 @@ fn kvm_edges_that_are_turned_round_show() {
         }
         match (found, edge.shown_by) {
             (Some(_), _) => *counts.entry("shown here").or_default() += 1,
+            (None, by) if !by.is_empty() && !scenes.iter().any(|scene| scene.name == by) => {
+                assert!(in_use::all().iter().any(|scene| scene.name == by), "{}: no scene {by}", name(edge));
+                *counts.entry("shown on other hosts").or_default() += 1;
+            }
             (None, "") => *counts.entry("documented").or_default() += 1,
             (None, by) => failed.push(format!("{}: {by} does not show it", name(edge))),
         }

@@ -8,6 +8,7 @@ use evenkeel_monitor::x86_64::Tables;
 use evenkeel_monitor::{Irqchip, Machine, Shape};
 use evenkeel_state::order::{Order, Phase};
 use evenkeel_state::{Cpu, Image, Manifest, Noting, Owner, Parts, Report, Saved, x86};
+use evenkeel_sys::layout::CpuidEntry;
 use evenkeel_sys::requests::*;
 use evenkeel_sys::{Deadline, Exit, Live, Ram, Runner, Slot, System, Vcpu, Vm};
 use evenkeel_witness::{abi, guests, session};
@@ -23,6 +24,12 @@ pub struct Scene<'a> {
     /// All vCPUs but the first wait for SIPI.
     pub waiting: bool,
     pub irqchip: Irqchip,
+    /// Why this host cannot play it; none where it can.
+    pub needs: &'a dyn Fn(&System<'_>) -> Option<String>,
+    /// What the guest is shown: begins with what KVM supports.
+    pub cpuid: &'a dyn Fn(&mut Vec<CpuidEntry>),
+    /// What is enabled of each vCPU.
+    pub vcpu: &'a dyn Fn(&Vcpu<'_>),
     /// What is enabled of the VM before there are vCPUs.
     pub enable: &'a dyn Fn(&Vm<'_>),
     /// What vCPU `n` executes.
@@ -42,6 +49,9 @@ impl Default for Scene<'_> {
             cpus: 1,
             waiting: false,
             irqchip: Irqchip::Kernel,
+            needs: &|_| None,
+            cpuid: &|_| {},
+            vcpu: &|_| {},
             enable: &|_| {},
             program: &|_| Asm::new().done(),
             stop: &|_| {},
@@ -248,8 +258,12 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     let machine = Machine::new(&system, Shape { irqchip: scene.irqchip, pit, memory: abi::MEMORY }).unwrap();
     (scene.enable)(machine.vm());
     let vcpus: Vec<Vcpu<'_>> = (0..scene.cpus).map(|n| machine.vcpu(n.into()).unwrap()).collect();
-    let cpuid = system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap();
-    vcpus.iter().for_each(|vcpu| vcpu.set_cpuid(&cpuid).unwrap());
+    let mut cpuid = system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap();
+    (scene.cpuid)(&mut cpuid);
+    for vcpu in &vcpus {
+        vcpu.set_cpuid(&cpuid).unwrap();
+        (scene.vcpu)(vcpu);
+    }
     load(machine.ram(), &vcpus, scene.program, scene.waiting);
     let deadline = Deadline::new();
     let mut source = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);

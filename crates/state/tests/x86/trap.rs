@@ -15,6 +15,16 @@ pub enum Spoil {
     Lose,
     /// It succeeds and is not made.
     Lie,
+    /// It is made, and a bit of its answer is turned over: this one, counted around the answer.
+    Alter(usize),
+}
+
+/// Turns over a bit of what came out, if something did. Only the payload of what points at one.
+fn alter(bytes: &mut [u8], bit: usize) {
+    if !bytes.is_empty() {
+        let bit = bit % (8 * bytes.len());
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
 }
 
 /// The kernel, but for one call.
@@ -62,6 +72,19 @@ impl Backend for Trap {
             }
             Spoil::Lose => Err(Errno::ENOMEM.into()),
             Spoil::Lie => Ok(0),
+            Spoil::Alter(bit) => match arg {
+                Arg::Out(bytes) => {
+                    let told = self.live.call(fd, request, Arg::Out(&mut *bytes))?;
+                    alter(bytes, bit);
+                    Ok(told)
+                }
+                Arg::Pointing { head, payload } => {
+                    let told = self.live.call(fd, request, Arg::Pointing { head, payload: &mut *payload })?;
+                    alter(payload, bit);
+                    Ok(told)
+                }
+                other => self.live.call(fd, request, other),
+            },
         }
     }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::path::Path;
 
-use evenkeel_capsule::{Entry, Provenance, Reader, Refused, header, names};
+use evenkeel_capsule::{Entry, Provenance, Reader, Refused, cbor, header, names};
 use evenkeel_state::{file, view};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -126,6 +126,12 @@ pub fn fields(reader: &Open, entry: &Entry, bytes: &[u8]) -> Result<Option<Vec<F
                 fields.push(plain(&format!("exposure.{i}.contract"), &host.contract));
             }
             fields
+        }
+        // The monitor's: a board and its devices, each a record.
+        name if file::of_machine(name) => {
+            let named =
+                cbor::fields(bytes).map_err(|(at, what)| Refused::lies(name, entry.offset + at, what))?;
+            named.iter().map(|(name, value)| plain(name, value)).collect()
         }
         _ => {
             let item = file::item(reader.header().arch, entry, bytes.to_vec())?;

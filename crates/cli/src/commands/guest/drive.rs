@@ -1,5 +1,6 @@
 //! A machine from its first instruction here to its end or its saving.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::{End, Life};
 use evenkeel_state::Noting;
 
-use super::save::{Luggage, save};
+use super::super::operate::Operator;
+use super::save::{Luggage, save, save_to};
 use super::{Running, failed};
 use crate::failure::Failure;
 
@@ -65,10 +67,18 @@ pub fn drive(
     luggage: &Luggage,
     running: &Running,
     heard: &Receiver<()>,
+    operator: Operator,
 ) -> Result<u8, Failure> {
     let begin = Instant::now();
+    let limit = running.limit.map(Duration::from_secs);
+    if running.snapshot.is_none() {
+        let save = |file: &mut File, progress: &dyn Fn(u64, u64)| {
+            save_to(pc, noting, luggage, file, running.compress, progress)
+        };
+        return ended(operator.run(pc, limit, &save)?);
+    }
     let (end, saved) = std::thread::scope(|scope| {
-        let machine = scope.spawn(|| pc.run(running.limit.map(Duration::from_secs)));
+        let machine = scope.spawn(|| pc.run(limit));
         let saved = running.snapshot.as_deref().filter(|_| due(pc.life(), running, heard)).map(|path| {
             let saved = save(pc, noting, luggage, path, running.compress);
             pc.life().stop();
@@ -80,10 +90,16 @@ pub fn drive(
         return saved.map(|()| 0);
     }
     match end {
-        End::Reset | End::Off if running.snapshot.is_some() => Err(failed(&format!(
+        End::Reset | End::Off => Err(failed(&format!(
             "the guest came to its end in {:.1} s, before it was to be saved",
             begin.elapsed().as_secs_f64()
         ))),
+        other => ended(other),
+    }
+}
+
+fn ended(end: End) -> Result<u8, Failure> {
+    match end {
         End::Reset | End::Off | End::Stopped => Ok(0),
         End::TimeOver => Err(failed(&"the time is over")),
         End::Failed(why) => Err(failed(&why)),

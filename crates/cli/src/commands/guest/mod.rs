@@ -2,6 +2,7 @@
 
 pub mod contract;
 mod drive;
+pub mod links;
 pub mod revive;
 pub mod save;
 
@@ -12,6 +13,7 @@ use evenkeel_monitor::devices::virtio::{Device, block::Block};
 
 pub use drive::{Console, drive};
 
+use super::operate::{Operating, Operator};
 use crate::failure::Failure;
 
 /// What can be done with a machine while it runs.
@@ -20,6 +22,8 @@ pub struct Running {
     /// A disk: a raw file. May be given several times.
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<PathBuf>,
+    #[command(flatten)]
+    pub links: links::Links,
     /// Stop after this many seconds, with exit code 3.
     #[arg(long, value_name = "SECONDS")]
     pub limit: Option<u64>,
@@ -35,6 +39,8 @@ pub struct Running {
     /// Compress memory in the capsule.
     #[arg(long, requires = "snapshot")]
     pub compress: bool,
+    #[command(flatten)]
+    operating: Operating,
 }
 
 /// Something that went wrong with a machine.
@@ -43,6 +49,11 @@ pub fn failed(e: &dyn std::fmt::Display) -> Failure {
 }
 
 impl Running {
+    /// What is needed from outside to operate it.
+    pub fn operator(&self) -> Result<Operator, Failure> {
+        self.operating.prepare(self.snapshot.is_some())
+    }
+
     /// The files of the disks, each with its path.
     pub fn files(&self) -> Result<Vec<(PathBuf, File)>, Failure> {
         let open = |path: &PathBuf| {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use evenkeel_capsule::{Reader, cbor};
-use evenkeel_monitor::devices::virtio::{Device, block, entropy::Entropy};
 use evenkeel_monitor::board::{Board, MEMORY_BEGINS, Records};
+use evenkeel_monitor::devices::virtio::{Device, block, entropy::Entropy, net};
 use evenkeel_state::{Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::{Live, Ram, Slot, System};
@@ -49,8 +49,7 @@ pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) 
     let length = usize::try_from(board.memory).map_err(|e| failed(&e))?;
     let ram = Ram::new(length).map_err(|e| failed(&format!("memory for the guest: {e:?}")))?;
     let put = |address: u64, bytes: &[u8]| {
-        let at = address.checked_sub(MEMORY_BEGINS).and_then(|at| usize::try_from(at).ok());
-        let at = at.ok_or_else(|| std::io::Error::other("memory that is not the board's"))?;
+        let at = usize::try_from(address - MEMORY_BEGINS).map_err(std::io::Error::other)?;
         ram.write(at, bytes).map_err(std::io::Error::other)
     };
     reader.load(put).map_err(|e| refused(&e))?;
@@ -61,6 +60,7 @@ pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) 
 fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
     let mut files = running.files()?.into_iter();
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    let mut cards = 0;
     for placed in board.virtio() {
         let record = records.get(&placed.name);
         devices.push(match (placed.kind.as_str(), record) {
@@ -76,9 +76,19 @@ fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Bo
                 })?;
                 Box::new(block::Block::with(file, config).map_err(|e| Failure::file(&path, &e))?)
             }
+            ("virtio-net", Some(record)) => {
+                let config: net::Config = cbor::read(&record.config.0)
+                    .map_err(|(at, what)| failed(&format!("{}: byte {at}: {what}", placed.name)))?;
+                cards += 1;
+                running.links.card(cards - 1, config)?
+            }
+            ("virtio-console", _) => running.links.console()?,
             ("virtio-entropy", _) => Box::new(Entropy::new().map_err(|e| failed(&e))?),
             (kind, _) => return Err(failed(&format!("{}: this version makes no {kind}", placed.name))),
         });
+    }
+    if let Some(link) = running.links.net.get(cards) {
+        return Err(Failure::bad(format!("--net {link}: the guest has no such card"), ""));
     }
     match files.next() {
         Some((path, _)) => Err(Failure::bad(format!("{}: the guest has no such disk", path.display()), "")),
@@ -108,6 +118,7 @@ pub fn revive(
     told: impl FnOnce(&One) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let Found { path, guest, image, board, records, ram } = found;
+    let operator = here.running.operator()?;
     let contract = guest.contract.as_deref().ok_or_else(|| {
         Failure::bad(
             format!("{}: a machine without a contract", path.display()),
@@ -148,5 +159,5 @@ pub fn revive(
     let machine = engine::machine(&system, made, ram, &board, image)?;
     let machine = engine::board(&machine, &board, &records, devices, console).map_err(|e| failed(&e))?;
     *ran = true;
-    drive(&machine, &noting, &luggage, here.running, &heard)
+    drive(&machine, &noting, &luggage, here.running, &heard, operator)
 }

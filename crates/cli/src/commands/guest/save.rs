@@ -1,16 +1,21 @@
 //! A machine into a capsule.
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use evenkeel_capsule::{Exposed, Id, Layout, Provenance, Region};
+use evenkeel_capsule::{Draft, Exposed, Layout, Provenance, Region, Written};
 use evenkeel_contract::{Contract, document};
 use evenkeel_monitor::board::{MEMORY_BEGINS, Runs};
-use evenkeel_state::{Guest, Noting};
+use evenkeel_monitor::control::protocol::Saved;
+use evenkeel_monitor::{Error, Phase};
+use evenkeel_state::{Found, Guest, Noting};
 use evenkeel_surface::Surface;
+use evenkeel_sys::Ram;
 
 use super::failed;
+use crate::commands::snapshot::random;
 use crate::failure::Failure;
 
 /// What travels with a guest beside its state.
@@ -40,6 +45,53 @@ impl Luggage {
     }
 }
 
+/// What is saved of a paused machine beside its memory.
+struct Packed {
+    guest: Guest,
+    /// How long that took.
+    took: Duration,
+    gaps: Vec<Found>,
+}
+
+fn pack(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Packed, Failure> {
+    let begin = Instant::now();
+    let manifest = noting.manifest(0).unwrap_or_default();
+    let saved = pc.save(&manifest).map_err(|e| failed(&e))?;
+    let took = begin.elapsed();
+    let mut guest = Guest::new(random()?, saved.saved.image);
+    guest.machine = saved.sections;
+    guest.contract = Some(document::print(&luggage.contract).into_bytes());
+    guest.provenance = Some(Provenance {
+        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel: luggage.kernel.clone(),
+        saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+        exposure: luggage.exposure.clone(),
+    });
+    Ok(Packed { guest, took, gaps: saved.saved.gaps })
+}
+
+/// Writes a capsule with the memory of a machine that stands. `progress` hears bytes done and bytes in all.
+fn write(
+    draft: &Draft,
+    ram: &Ram,
+    file: &mut File,
+    (compress, alone): (bool, bool),
+    progress: &dyn Fn(u64, u64),
+) -> io::Result<Written> {
+    let of = ram.len() as u64;
+    let regions = vec![Region { address: MEMORY_BEGINS, length: of }];
+    let layout = Layout { level: compress.then_some(1), alone, ..Layout::eager(regions) };
+    let memory = |address: u64, into: &mut [u8]| {
+        let begin = address - MEMORY_BEGINS;
+        let at = usize::try_from(begin).map_err(io::Error::other)?;
+        ram.read(at, into).map_err(io::Error::other)?;
+        progress((begin + into.len() as u64).min(of), of);
+        Ok(())
+    };
+    let written = draft.write_with(&mut *file, &layout, memory).map_err(io::Error::other)?;
+    file.flush().map(|()| written)
+}
+
 /// Pauses a machine and saves it. It stays paused: whoever has the capsule may run it elsewhere.
 pub fn save(
     pc: &impl Runs,
@@ -50,32 +102,12 @@ pub fn save(
 ) -> Result<(), Failure> {
     let paused = pc.life().pause().map_err(|e| failed(&e))?;
     let begin = Instant::now();
-    let manifest = noting.manifest(0).unwrap_or_default();
-    let saved = pc.save(&manifest).map_err(|e| failed(&e))?;
-    let took = begin.elapsed();
-    let items = saved.saved.image.items.len();
-    let mut guest = Guest::new(random()?, saved.saved.image);
-    guest.machine = saved.sections;
-    guest.contract = Some(document::print(&luggage.contract).into_bytes());
-    guest.provenance = Some(Provenance {
-        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: luggage.kernel.clone(),
-        saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-        exposure: luggage.exposure.clone(),
-    });
-    let ram = pc.ram();
-    let regions = vec![Region { address: MEMORY_BEGINS, length: ram.len() as u64 }];
-    let layout = Layout { level: compress.then_some(1), ..Layout::eager(regions) };
+    let Packed { guest, took, gaps } = pack(pc, noting, luggage)?;
+    let items = guest.image.items.len();
     let draft = guest.draft().map_err(|e| crate::commands::capsule::refused(path, &e))?;
-    let memory = |address: u64, into: &mut [u8]| {
-        let at = usize::try_from(address - MEMORY_BEGINS).map_err(std::io::Error::other)?;
-        ram.read(at, into).map_err(std::io::Error::other)
-    };
-    let written = evenkeel_files::replace(path, |file| {
-        let written = draft.write_with(&mut *file, &layout, memory).map_err(std::io::Error::other)?;
-        file.flush().map(|()| written)
-    });
-    let written = written.map_err(|e: std::io::Error| Failure::file(path, &e))?;
+    let written =
+        evenkeel_files::replace(path, |file| write(&draft, pc.ram(), file, (compress, false), &|_, _| {}));
+    let written = written.map_err(|e: io::Error| Failure::file(path, &e))?;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     anstream::eprintln!(
         "{}: paused in {:.2} ms, {items} items of state in {:.2} ms, {} bytes in {:.1} s\n{}",
@@ -86,17 +118,34 @@ pub fn save(
         begin.elapsed().as_secs_f64(),
         written.root
     );
-    for gap in &saved.saved.gaps {
+    for gap in &gaps {
         anstream::eprintln!("not saved: {}: {}: {}", gap.gap, gap.owner, gap.what);
     }
     Ok(())
 }
 
-/// An identity for what is saved.
-pub fn random() -> Result<Id, Failure> {
-    let mut id = [0; 16];
-    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
-        Ok(16) => Ok(Id(id)),
-        _ => Err(failed(&"the kernel gives no random bytes")),
+/// Saves a machine into an open file. One that runs is paused for that, and goes on.
+pub fn save_to(
+    pc: &impl Runs,
+    noting: &Noting<'_>,
+    luggage: &Luggage,
+    file: &mut File,
+    compress: bool,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Saved, Error> {
+    let told = |e: &dyn std::fmt::Display| Error::Control(format!("the machine was not saved: {e}"));
+    let ran = pc.life().phase() != Phase::Paused;
+    let begin = Instant::now();
+    pc.life().pause()?;
+    let written = pack(pc, noting, luggage).map_err(|e| told(&e.message)).and_then(|packed| {
+        let draft = packed.guest.draft().map_err(|e| told(&e))?;
+        write(&draft, pc.ram(), file, (compress, true), progress).map_err(|e| told(&e))
+    });
+    let stood = begin.elapsed();
+    if ran {
+        // Whatever became of the file, the guest goes on.
+        pc.life().resume()?;
     }
+    let paused_seconds = if ran { stood.as_secs_f64() } else { 0.0 };
+    Ok(Saved { bytes: written?.length, seconds: stood.as_secs_f64(), paused_seconds })
 }

@@ -1,16 +1,17 @@
-//! `evenkeel lab capsules`: a guest of each x86 kernel, saved into a capsule, on every kernel, beside what was predicted.
+//! `evenkeel lab capsules`: a guest of each kernel, saved into a capsule, on every kernel, beside what was predicted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use evenkeel_capsule::Reader;
-use evenkeel_contract::View;
 use evenkeel_contract::view::ItemKey;
+use evenkeel_contract::{View, registers};
 use evenkeel_lab::{Arch as LabArch, Cache, Host, Options};
+use evenkeel_state::arm64::register_name;
 use evenkeel_state::file::{self, Guest};
 use evenkeel_state::translate::{Destination, translate};
-use evenkeel_state::{Image, packed};
-use evenkeel_surface::Write;
+use evenkeel_state::{Image, Owner, entries};
+use evenkeel_surface::{Arch, Write};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -19,14 +20,20 @@ use crate::commands::restore::{One, Restored};
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
-/// A guest saved on each x86 kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
+/// A guest saved on each kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
 #[derive(clap::Args)]
 pub struct Capsules {
-    /// Kernels by name; all for x86 under SVM that are fetched when none is named.
+    /// Kernels by name, of one architecture; all of the lane that are fetched when none is named.
     pub kernels: Vec<String>,
-    /// The machine's shape: kernel, split or none.
-    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split", "none"])]
-    shape: String,
+    /// The lane, where no kernel is named.
+    #[arg(long, default_value = "svm", value_parser = ["svm", "arm64"])]
+    pub lane: String,
+    /// The machine's shape: kernel, split or none on x86, min, pmu or full on arm64. kernel or full, if not given.
+    #[arg(long, value_parser = ["kernel", "split", "none", "min", "pmu", "full"])]
+    shape: Option<String>,
+    /// What the guest is stopped in (arm64): timer-expired, lpi, wfi and others. Between two batches, if not given.
+    #[arg(long, value_name = "SCENARIO")]
+    stopped_in: Option<String>,
     /// Where the capsules and capsules.json go.
     #[arg(short, long, value_name = "FOLDER", default_value = ".")]
     output: PathBuf,
@@ -60,7 +67,7 @@ pub struct Pair {
     pub forced_seen: Vec<String>,
     /// Of the rewritten state: why it was refused.
     pub refused: Vec<String>,
-    /// What of it was lost all the same, or differed when it was saved again.
+    /// What of it was lost all the same, differed when it was saved again, or was met otherwise.
     pub lost: Vec<String>,
     /// What the guest then saw otherwise.
     pub seen: Vec<String>,
@@ -77,6 +84,9 @@ pub struct Predicted {
     pub refused: BTreeSet<String>,
     /// Something is not known.
     pub unknown: BTreeSet<String>,
+    /// Registers of the first vCPU that are there and were not saved (arm64).
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unsaved: BTreeSet<String>,
 }
 
 const CAPSULE: &str = "guest.capsule";
@@ -86,22 +96,25 @@ impl Capsules {
     /// Does both rounds. Exits with 0 where all was as predicted and nothing that was rewritten was lost, with 1 where not,
     /// with 3 where a kernel could not be run.
     pub fn run(self, hosts: &[Host], cache: Cache, global: Global) -> Result<u8, Failure> {
-        if let Some(other) = hosts.iter().find(|h| h.kernel.arch != LabArch::X86_64) {
-            let why = format!("{} is not for x86", other.name);
-            return Err(Failure::bad(why, "`evenkeel lab rounds` moves guests between arm64 kernels"));
-        }
-        if hosts.is_empty() {
+        let Some(arch) = hosts.first().map(|host| host.kernel.arch) else {
             return Err(Failure::bad("no kernel: nothing ran", "evenkeel lab fetch"));
+        };
+        if let Some(other) = hosts.iter().find(|h| h.kernel.arch != arch) {
+            let why = format!("{} is of another architecture than {}", other.name, hosts[0].name);
+            return Err(Failure::bad(why, "a guest stays on its architecture"));
         }
+        let usual = if arch == LabArch::X86_64 { "kernel" } else { "full" };
+        let shape = self.shape.clone().unwrap_or_else(|| usual.to_owned());
         let mut options = Options::new(cache).map_err(super::failed)?;
-        options.timeout = Some(std::time::Duration::from_secs(600));
+        options.timeout = Some(std::time::Duration::from_secs(1800));
         std::fs::create_dir_all(&self.output).map_err(|e| Failure::file(&self.output, &e))?;
         let mut failed = 0;
         let mut capsules: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let args = ["snapshot", "-o", CAPSULE, "--compress", "--shape", &self.shape];
+        let mut args = vec!["snapshot", "-o", CAPSULE, "--compress", "--shape", &shape];
+        args.extend(self.stopped_in.iter().flat_map(|scenario| ["--stopped-in", scenario]));
         super::registers::round(
             ("round 1, saving", hosts),
-            |host| run::document(host, args, &[], CAPSULE, &[0], &options),
+            |host| run::document(host, args.iter().copied(), &[], CAPSULE, &[0], &options),
             |host, bytes| {
                 output::write(&self.output.join(format!("{}.capsule", host.name)), &bytes)?;
                 capsules.insert(host.name.clone(), bytes);
@@ -116,7 +129,7 @@ impl Capsules {
         for (from, bytes) in &capsules {
             let image = image(from, bytes)?;
             for on in &takers {
-                predictions.insert((from.clone(), on.name.clone()), predict(&image, &on.name, &self.shape)?);
+                predictions.insert((from.clone(), on.name.clone()), predict(&image, &on.name, &shape)?);
             }
         }
         let text: String =
@@ -156,7 +169,7 @@ impl Capsules {
             &mut failed,
         );
         pairs.sort_by(|a, b| (&a.from, &a.on).cmp(&(&b.from, &b.on)));
-        let square = CapsuleSquare { schema: "evenkeel.lab-capsules/1", shape: self.shape, predicted, pairs };
+        let square = CapsuleSquare { schema: "evenkeel.lab-capsules/1", shape, predicted, pairs };
         let text = serde_json::to_string_pretty(&square).unwrap_or_default() + "\n";
         output::write(&self.output.join("capsules.json"), text)?;
         match global.format {
@@ -188,9 +201,28 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
     let views = View::all(&host.surface, on);
     let Some(view) = views.iter().find(|view| view.shape == shape) else { return Ok(said) };
     let to = Destination { view, offer: &host.surface.offer };
+    let mut saved: BTreeSet<u64> = BTreeSet::new();
     for item in &image.items {
-        for entry in packed::entries(item).unwrap_or_default() {
-            let packed::Key::Msr(msr) = entry.key else { continue };
+        for entry in entries::of(item).unwrap_or_default() {
+            let msr = match entry.key {
+                entries::Key::Msr(msr) => msr,
+                entries::Key::Reg(id) if image.arch == Arch::Aarch64 => {
+                    if matches!(item.owner, Owner::Vm | Owner::Vcpu(0)) {
+                        saved.insert(id);
+                    }
+                    let held = word(&entry.value);
+                    let name = format!("{}/{}/{}", item.owner, item.name, register_name(id));
+                    match registers::held(view, id, held) {
+                        // What shows another register once more is not set where that one is.
+                        _ if implied(id) => {}
+                        Write::Kept => {}
+                        Write::Unasked => drop(said.unknown.insert(name)),
+                        Write::Refused | Write::Altered => drop(said.not_taken.insert(name)),
+                    }
+                    continue;
+                }
+                entries::Key::Reg(_) => continue,
+            };
             let key = ItemKey::Msr(msr);
             let held = entry.value.get(..8).map_or(0, |b| evenkeel_sys::layout::long(b, 0));
             let shows = view.item(key).and_then(|item| item.reset);
@@ -212,10 +244,31 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
             said.not_taken.insert(format!("{}/{}", item.owner, item.name));
         }
     }
+    if image.arch == Arch::Aarch64 {
+        said.unsaved = registers::unsaved(view, &saved).into_iter().map(register_name).collect();
+    }
     if let Err(refused) = translate(image, &to) {
         said.refused = refused.iter().map(|r| format!("{}/{}", r.owner, r.part)).collect();
     }
     Ok(said)
+}
+
+/// A register's lowest 64 bits.
+fn word(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+fn implied(id: u64) -> bool {
+    evenkeel_catalog::reg(id).is_some_and(|reg| reg.alias_of.is_some())
+}
+
+/// Registers that are there and were not saved, of those that the prediction is about.
+fn unsaved(one: &One) -> BTreeSet<String> {
+    let first = one.unsaved.iter().filter_map(|u| u.strip_prefix("vm/").or(u.strip_prefix("vcpu.0/")));
+    let register = |(item, name): (&str, &str)| {
+        (item.ends_with("registers") || item == "arm64-counters").then(|| name.to_owned())
+    };
+    first.filter_map(|u| u.split_once('/')).filter_map(register).collect()
 }
 
 fn pair(from: String, on: &str, predicted: Predicted, forced: &One, usual: &One) -> Pair {
@@ -231,8 +284,18 @@ fn pair(from: String, on: &str, predicted: Predicted, forced: &One, usual: &One)
     let surprises =
         measured.iter().filter(|m| !within(&predicted.not_taken, m) && !within(&predicted.unknown, m));
     disagree.extend(surprises.map(|m| format!("not predicted: {m}")));
-    if usual.refused.is_empty() != predicted.refused.is_empty() {
-        disagree.push(format!("refused: predicted {:?}, measured {:?}", predicted.refused, usual.refused));
+    let named = |line: &String| line.split(" (").next().unwrap_or_default().to_owned();
+    let refused: BTreeSet<String> = usual.refused.iter().map(named).collect();
+    let of = |set: &BTreeSet<String>, other: &BTreeSet<String>, what: &str| -> Vec<String> {
+        set.difference(other).map(|name| format!("{what}: {name}")).collect()
+    };
+    disagree.extend(of(&predicted.refused, &refused, "predicted to be refused, and was not"));
+    disagree.extend(of(&refused, &predicted.refused, "refused, and not predicted"));
+    // Nothing was restored where it came to no end.
+    if forced.refused.is_empty() && (!predicted.unsaved.is_empty() || forced.capsule.contains("arm64")) {
+        let unsaved = unsaved(forced);
+        disagree.extend(of(&predicted.unsaved, &unsaved, "predicted to be there and unsaved, and was not"));
+        disagree.extend(of(&unsaved, &predicted.unsaved, "there and unsaved, and not predicted"));
     }
     let seen = |one: &One| -> Vec<String> {
         let entry = |how: &str| if how.is_empty() { "no entry".to_owned() } else { how.to_owned() };
@@ -242,10 +305,10 @@ fn pair(from: String, on: &str, predicted: Predicted, forced: &One, usual: &One)
             .collect()
     };
     let lost = usual.not_kept.iter().map(|c| format!("{} {}", c.what, c.how));
-    let lost = lost.chain(usual.second.iter().chain(&usual.third).cloned()).collect();
+    let lost = lost.chain(usual.second.iter().chain(&usual.third).chain(&usual.met).cloned()).collect();
     let forced_lost =
         forced.not_kept.iter().map(|c| format!("{} {}: {} → {}", c.what, c.how, c.before, c.after));
-    let forced_lost = forced_lost.chain(forced.refused.iter().cloned()).collect();
+    let forced_lost = forced_lost.chain(forced.refused.iter().chain(&forced.met).cloned()).collect();
     Pair {
         from,
         on: on.to_owned(),

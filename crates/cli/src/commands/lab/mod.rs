@@ -3,7 +3,6 @@
 mod add;
 pub mod bisect;
 mod cache;
-#[cfg(target_arch = "x86_64")]
 pub mod capsules;
 mod fetch;
 #[cfg(target_arch = "x86_64")]
@@ -11,7 +10,6 @@ pub mod journey;
 mod matrix;
 pub mod observe;
 mod registers;
-mod rounds;
 pub mod run;
 
 use std::path::PathBuf;
@@ -113,10 +111,7 @@ enum What {
     Observe(observe::Observe),
     /// Registers of each arm64 kernel on every other: saved, set, read back, and compared with what was predicted.
     Registers(registers::Registers),
-    /// A guest saved on each arm64 kernel goes on on every other: what was lost, what it noticed, and what was predicted.
-    Rounds(rounds::Rounds),
-    /// A guest saved on each x86 kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
-    #[cfg(target_arch = "x86_64")]
+    /// A guest saved on each kernel goes on on every other: as it was saved, and rewritten where that loses nothing.
     Capsules(capsules::Capsules),
     #[cfg(target_arch = "x86_64")]
     Journey(journey::Journey),
@@ -184,9 +179,8 @@ impl Lab {
                 };
                 registers.run(&chosen, cache, global)
             }
-            #[cfg(target_arch = "x86_64")]
             What::Capsules(capsules) => {
-                let fetched = |h: &Host| h.lane == Lane::Svm && cache.has(&h.kernel);
+                let fetched = |h: &Host| h.lane.name() == capsules.lane && cache.has(&h.kernel);
                 let chosen: Vec<Host> = match capsules.kernels.as_slice() {
                     [] => Kernels::load(&cache).hosts().into_iter().filter(fetched).collect(),
                     names => choose(names, &cache)?,
@@ -203,14 +197,6 @@ impl Lab {
                 let hosts = choose(&hosts, &cache)?;
                 let guests = choose(&or(&journey.guest, &["debian-6.1"]), &cache)?;
                 journey.run(&hosts, &guests, cache, global)
-            }
-            What::Rounds(rounds) => {
-                let fetched = |h: &Host| h.lane == Lane::Arm64 && cache.has(&h.kernel);
-                let chosen: Vec<Host> = match rounds.kernels.as_slice() {
-                    [] => Kernels::load(&cache).hosts().into_iter().filter(fetched).collect(),
-                    names => choose(names, &cache)?,
-                };
-                rounds.run(&chosen, cache, global)
             }
             What::Capture { kernels: names, output: folder } => {
                 let chosen: Vec<Host> = match names.as_slice() {

@@ -2,7 +2,6 @@
 
 mod against;
 mod carried;
-#[cfg(target_arch = "x86_64")]
 pub use carried::setup;
 
 use std::collections::BTreeMap;

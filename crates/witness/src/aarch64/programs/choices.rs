@@ -50,7 +50,7 @@ fn made_up_caches(record: &Record) -> Option<bool> {
 }
 
 /// Records each of them that is about guests of this shape and that what was seen decides.
-pub(super) fn derive(record: &mut Record, shape: &str) {
+pub(crate) fn derive(record: &mut Record, shape: &str) {
     use Kind::{Some as Other, Trapped, Undefined, Zero};
     // What a guest without a PMU sees comes from a machine of its own, unless this is one.
     let less = if shape == "min" { "" } else { "@min" };

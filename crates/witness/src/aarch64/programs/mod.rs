@@ -10,6 +10,7 @@ mod instructions;
 mod registers;
 mod smccc;
 
+pub(crate) use choices::derive;
 pub(crate) use smccc::CPU_ON;
 
 use std::collections::BTreeMap;
@@ -225,7 +226,7 @@ pub fn observe(
         }
         probes += session.probes;
     }
-    choices::derive(&mut record, shape.name());
+    derive(&mut record, shape.name());
     record.probes = probes;
     let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(record.finish(Arch::Aarch64, shape.name(), Volatile { took_ms, ..volatile }))

@@ -53,9 +53,9 @@ pub fn spoil(kept: &Kept, step: usize) -> Result<Vec<Spoilt>, Error> {
     let backend = counting();
     let (restoring, all) = {
         let system = System::open(&backend)?;
-        let (revived, _) = revive(&system, &kept.image, &kept.memory)?;
+        let (revived, _) = revive(&system, &kept.saved.image, &kept.memory)?;
         let restoring = backend.spoiled().len();
-        arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.image.manifest)?;
+        arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.saved.image.manifest)?;
         (restoring, backend.spoiled().len())
     };
     let mut told = Vec::new();
@@ -81,12 +81,12 @@ fn restore(kept: &Kept, call: usize, fault: Fault, spoilt: &mut Spoilt) {
     spoilt.tried += 1;
     let done = (|| -> Result<bool, Error> {
         let system = System::open(&backend)?;
-        let (revived, report) = revive(&system, &kept.image, &kept.memory)?;
+        let (revived, report) = revive(&system, &kept.saved.image, &kept.memory)?;
         if !report.complete() {
             return Ok(false);
         }
-        let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.image.manifest)?;
-        let otherwise = differences(&kept.image, &again.image, begin);
+        let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.saved.image.manifest)?;
+        let otherwise = differences(&kept.saved.image, &again.image, begin);
         if otherwise.is_empty() {
             spoilt.harmless += 1;
         } else {
@@ -105,15 +105,15 @@ fn save(kept: &Kept, call: usize, fault: Fault, spoilt: &mut Spoilt) -> Result<(
     let begin = Instant::now();
     let backend = spoiling(call, fault);
     let system = System::open(&backend)?;
-    let (revived, _) = revive(&system, &kept.image, &kept.memory)?;
+    let (revived, _) = revive(&system, &kept.saved.image, &kept.memory)?;
     let save = || -> Result<_, Refused> {
-        arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.image.manifest)
+        arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.saved.image.manifest)
     };
     spoilt.tried += 1;
     match save() {
         Err(_) => spoilt.refused += 1,
         Ok(saved) => {
-            let otherwise = differences(&kept.image, &saved.image, begin);
+            let otherwise = differences(&kept.saved.image, &saved.image, begin);
             if otherwise.is_empty() {
                 spoilt.harmless += 1;
             } else {
@@ -123,7 +123,7 @@ fn save(kept: &Kept, call: usize, fault: Fault, spoilt: &mut Spoilt) -> Result<(
     }
     // The guest is as it was: it can be saved now.
     match save() {
-        Ok(saved) if differences(&kept.image, &saved.image, begin).is_empty() => {}
+        Ok(saved) if differences(&kept.saved.image, &saved.image, begin).is_empty() => {}
         Ok(_) => spoilt.harmed.push(format!("{:?}: it is another now", backend.spoiled())),
         Err(refused) => spoilt.harmed.push(format!("{:?}: {refused}", backend.spoiled())),
     }

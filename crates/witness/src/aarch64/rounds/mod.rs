@@ -12,25 +12,26 @@ mod kept;
 mod scenarios;
 mod vm;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use evenkeel_monitor::Error as MonitorError;
-use evenkeel_monitor::aarch64::Shape;
-use evenkeel_state::{Became, Elapsed, Image, Noting, Owner, Refused, Report, arm64, compare};
-use evenkeel_surface::Hex64;
+use evenkeel_monitor::aarch64::{Configure, Shape};
+use evenkeel_state::{Became, Elapsed, Image, Noting, Owner, Report, arm64, compare};
+use evenkeel_surface::{Arch, Hex64};
 use evenkeel_sys::{Backend, Deadline, System};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Error as WitnessError;
-use crate::aarch64::programs::{Look, look, looks};
+use crate::aarch64::programs::{derive, look, looks};
 use crate::aarch64::session::Session;
-use crate::observation::Saw;
+use crate::compare::compare as observed;
+use crate::moved::Taken;
+use crate::observation::{Observation, Record, Saw, Volatile};
 
+pub use crate::moved::MoveError as Error;
 pub use edges::{Turned, turn_edges};
 pub use faults::{Spoilt, spoil};
-pub use kept::{Kept, MAX_BYTES};
+pub use kept::Kept;
 pub use scenarios::Scenario;
 pub use vm::{Copied, Revived, parts, revive, revive_in};
 
@@ -101,37 +102,8 @@ impl Told {
     }
 }
 
-/// Why a trial came to no end.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The guest.
-    #[error(transparent)]
-    Witness(#[from] WitnessError),
-    /// Saving or restoring.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-}
-
-impl From<MonitorError> for Error {
-    fn from(error: MonitorError) -> Error {
-        Error::Witness(error.into())
-    }
-}
-
-impl From<evenkeel_sys::Error> for Error {
-    fn from(error: evenkeel_sys::Error) -> Error {
-        Error::Witness(error.into())
-    }
-}
-
-impl From<evenkeel_sys::Outside> for Error {
-    fn from(error: evenkeel_sys::Outside) -> Error {
-        Error::Witness(error.into())
-    }
-}
-
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Tries it on one host.
@@ -139,74 +111,96 @@ fn micros(since: Instant) -> u64 {
 /// # Errors
 /// There is no such machine, the guest is lost, or saving or restoring is refused.
 pub fn go(backend: &dyn Backend, image: &[u8], trial: Trial) -> Result<Told, Error> {
-    match keep(backend, image, trial)? {
-        Ok(kept) => take(backend, &kept),
-        Err(lacking) => Ok(Told { lacking: Some(lacking), ..Told::of(trial) }),
-    }
+    let kept = match keep(&Noting::new(backend), image, trial, &Configure::default()) {
+        Ok(kept) => kept,
+        Err(Error::Lacking(lacking)) => return Ok(Told { lacking: Some(lacking), ..Told::of(trial) }),
+        Err(error) => return Err(error),
+    };
+    let begin = Instant::now();
+    let taken = take(backend, &kept)?;
+    let mut told = Told { items: kept.saved.image.items.len(), ..Told::of(trial) };
+    told.took_us = [micros(kept.took), micros(taken.took)];
+    tell(&mut told, &taken.report);
+    told.second = differences(&kept.saved.image, &taken.image, begin);
+    told.third = taken.third.iter().map(ToString::to_string).collect();
+    told.met = taken.met;
+    told.looked = taken.seen.seen.len();
+    told.seen = differing(&kept.seen, &taken.seen);
+    Ok(told)
 }
 
-/// Brings a guest into its scenario, and saves it; or says what the host lacks for that.
+/// Brings a guest into its scenario, and saves it.
 ///
 /// # Errors
-/// As [`go`].
-pub fn keep(backend: &dyn Backend, image: &[u8], trial: Trial) -> Result<Result<Kept, String>, Error> {
-    let noting = Noting::new(backend);
-    let system = System::open(&noting)?;
+/// As [`go`]; or the host lacks what the scenario takes.
+pub fn keep(
+    noting: &Noting<'_>,
+    image: &[u8],
+    trial: Trial,
+    configure: &Configure<'_>,
+) -> Result<Kept, Error> {
+    let system = System::open(noting)?;
     let deadline = Deadline::new();
-    let machine = match scenarios::machine(&system, image, trial)? {
-        Ok(machine) => machine,
-        Err(lacking) => return Ok(Err(lacking)),
-    };
+    let machine = scenarios::machine(&system, image, trial, configure)?;
     let mut first = Session::new(&machine, 0, &deadline)?;
     first.start()?;
     scenarios::prepare(&mut first)?;
     let mut others = scenarios::bring_up(&machine, &mut first, &deadline, trial)?;
-    let looks: Vec<Look> = looks();
     // The first time leaves traces: a register selected, a frame written.
-    look(&mut first, &looks)?;
-    let before = look(&mut first, &looks)?;
+    look(&mut first, &looks())?;
+    let seen = observe(&mut first, trial)?;
     let left = scenarios::stop(trial.scenario, &machine, &mut first)?;
+    let early = Some(Copied::of(&noting.memory(0))?);
 
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
     let mut runners = vec![first.runner()];
     runners.extend(others.iter_mut().map(Session::runner));
     let saved = arm64::save(&mut parts(&machine, runners), &manifest)?;
-    let took_us = micros(begin);
+    let took = begin.elapsed();
     let memory = Copied::of(&noting.memory(0))?;
-    Ok(Ok(Kept { trial, image: saved.image, memory, seen: before.seen, took_us, left }))
+    Ok(Kept { trial, saved, memory, early, seen, took, left })
 }
 
 /// Restores what was kept, here or on another host, and lets the guest go on.
 ///
 /// # Errors
 /// As [`go`].
-pub fn take(backend: &dyn Backend, kept: &Kept) -> Result<Told, Error> {
-    let trial = kept.trial;
-    let mut told = Told { items: kept.image.items.len(), ..Told::of(trial) };
+pub fn take(backend: &dyn Backend, kept: &Kept) -> Result<Taken, Error> {
+    let (trial, first) = (kept.trial, &kept.saved.image);
     let system = System::open(backend)?;
     let deadline = Deadline::new();
     let begin = Instant::now();
-    let (revived, report) = revive(&system, &kept.image, &kept.memory)?;
-    told.took_us = [kept.took_us, micros(begin)];
-    tell(&mut told, &report);
+    let (revived, report) = revive(&system, first, &kept.memory)?;
+    let took = begin.elapsed();
 
-    let again = arm64::save(&mut parts(&revived.machine, Vec::new()), &kept.image.manifest)?;
-    told.second = differences(&kept.image, &again.image, begin);
-    {
+    let image = arm64::save(&mut parts(&revived.machine, Vec::new()), &first.manifest)?.image;
+    let third = {
         let memory = Copied::of(&[(revived.slot, revived.machine.ram().clone())])?;
-        let (third, _) = revive(&system, &again.image, &memory)?;
-        let third = arm64::save(&mut parts(&third.machine, Vec::new()), &again.image.manifest)?;
-        told.third = differences(&again.image, &third.image, begin);
-    }
+        let (third, _) = revive(&system, &image, &memory)?;
+        let third = arm64::save(&mut parts(&third.machine, Vec::new()), &image.manifest)?;
+        compare(&image, &third.image, Elapsed::of(begin.elapsed()))
+    };
 
     let mut session = Session::new(&revived.machine, 0, &deadline)?;
-    told.met = scenarios::check(trial.scenario, &revived.machine, &mut session, &kept.left)?;
-    let after = look(&mut session, &looks())?;
-    told.looked = after.seen.len();
-    told.seen = differing(&kept.seen, &after.seen, trial.scenario);
-    told.seen.extend(scenarios::others_go_on(&revived.machine, &deadline, trial)?);
-    Ok(told)
+    let mut met = scenarios::check(trial.scenario, &revived.machine, &mut session, &kept.left)?;
+    let seen = observe(&mut session, trial)?;
+    met.extend(scenarios::others_go_on(&revived.machine, &deadline, trial)?);
+    Ok(Taken { report, third, met, seen, image, took })
+}
+
+/// What the guest sees that stays the same, but for what its scenario changes.
+fn observe(session: &mut Session<'_, '_, '_>, trial: Trial) -> Result<Observation, Error> {
+    let mut record = Record::default();
+    for (name, saw) in look(session, &looks())?.seen {
+        if !trial.scenario.changes(&name) {
+            let saw = known(&name, saw);
+            record.saw(name, saw);
+        }
+    }
+    derive(&mut record, trial.shape.name());
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(record.finish(Arch::Aarch64, trial.shape.name(), Volatile { kernel, ..Volatile::default() }))
 }
 
 fn tell(told: &mut Told, report: &Report) {
@@ -239,28 +233,18 @@ fn differences(before: &Image, after: &Image, since: Instant) -> Vec<String> {
 
 /// What was seen without what the architecture leaves open: bit 2 of a timer's control (its condition is met) is unknown
 /// while the timer is off.
-fn known(name: &str, saw: Option<&Saw>) -> Option<Saw> {
+fn known(name: &str, saw: Saw) -> Saw {
     match saw {
-        Some(Saw::Value(Hex64(value))) if name.ends_with("-ctl-el0") && value & 1 == 0 => {
-            Some(Saw::Value(Hex64(value & !4)))
+        Saw::Value(Hex64(value)) if name.ends_with("-ctl-el0") && value & 1 == 0 => {
+            Saw::Value(Hex64(value & !4))
         }
-        saw => saw.cloned(),
+        saw => saw,
     }
 }
 
 /// What was seen otherwise.
-fn differing(
-    before: &BTreeMap<String, Saw>,
-    after: &BTreeMap<String, Saw>,
-    scenario: Scenario,
-) -> Vec<String> {
-    let names = before.keys().chain(after.keys()).collect::<BTreeSet<_>>();
-    names
-        .into_iter()
-        .filter(|name| {
-            let differs = known(name, before.get(*name)) != known(name, after.get(*name));
-            differs && !scenario.changes(name)
-        })
-        .map(|name| format!("{name}: {:?} before, {:?} after", before.get(name), after.get(name)))
-        .collect()
+fn differing(before: &Observation, after: &Observation) -> Vec<String> {
+    let compared = observed(before, after);
+    let differences = compared.differences.iter().chain(&compared.undetermined);
+    differences.map(|d| format!("{}: {} before, {} after", d.name, d.before, d.after)).collect()
 }

@@ -65,7 +65,8 @@ const BITS: &[u32] = &[
     0xc001_1029,
 ];
 
-fn read(msr: u32) -> Probe {
+/// A read of this MSR.
+pub fn read(msr: u32) -> Probe {
     Probe::new(RDMSR).with(RCX, u64::from(msr))
 }
 

@@ -1,4 +1,4 @@
-//! A witness that is stopped, saved, and goes on elsewhere (x86): what it held and saw before, and what it sees then.
+//! The witness on x86.
 //!
 //! [`keep`] makes a machine, lets its guest look at everything that stays the same, puts values of its own into registers and
 //! MSRs, and saves it at the port write that ends a batch. [`take`], there or on another host, makes the machine as the
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_state::{Cpu, Difference, Elapsed, Image, Noting, Parts, Report, Saved, compare, x86};
+use evenkeel_state::{Cpu, Elapsed, Image, Noting, Parts, Report, compare, x86};
 use evenkeel_sys::{Backend, Deadline, Ram, Runner, Slot, System, Vcpu};
 
 use evenkeel_surface::Arch;
@@ -18,6 +18,8 @@ use crate::probe::{RAX, RCX, RDX};
 use crate::programs::x86_64::{Configure, choices, cpuid, msr, registers};
 use crate::session::{Session, load};
 use crate::{Error, abi, guests, probe::Probe};
+
+use super::{Kept, MoveError, Taken};
 
 /// MSRs that hold what a guest puts there, and what this one does.
 const HELD: &[(u32, u64)] = &[
@@ -35,57 +37,6 @@ const HELD: &[(u32, u64)] = &[
 /// A clock that is set with the time of day goes on from then: to the second.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A witness that was stopped and saved.
-#[derive(Debug)]
-pub struct Kept {
-    /// The state.
-    pub saved: Saved,
-    /// Its memory: guest-physical address and bytes.
-    pub memory: Vec<(u64, Vec<u8>)>,
-    /// What it saw before.
-    pub seen: Observation,
-    /// Saving took this long.
-    pub took: Duration,
-}
-
-/// What became of one that was restored.
-#[derive(Debug)]
-pub struct Taken {
-    /// What was set and read back.
-    pub report: Report,
-    /// How a third image, saved from a machine that was made from `image`, differs from that.
-    pub third: Vec<Difference>,
-    /// What it sees now.
-    pub seen: Observation,
-    /// The image that was saved from it.
-    pub image: Image,
-    /// Restoring took this long.
-    pub took: Duration,
-}
-
-/// Why a witness was not moved.
-#[derive(Debug, thiserror::Error)]
-pub enum MoveError {
-    /// The guest, or its machine.
-    #[error(transparent)]
-    Witness(#[from] Error),
-    /// Saving or restoring.
-    #[error(transparent)]
-    Refused(#[from] evenkeel_state::Refused),
-}
-
-impl From<evenkeel_sys::Error> for MoveError {
-    fn from(error: evenkeel_sys::Error) -> Self {
-        MoveError::Witness(error.into())
-    }
-}
-
-impl From<evenkeel_monitor::Error> for MoveError {
-    fn from(error: evenkeel_monitor::Error) -> Self {
-        MoveError::Witness(error.into())
-    }
-}
-
 fn lent<'g, 'v: 'g, 'b: 'g>(
     system: &'g System<'b>,
     machine: &'g Machine<'_, 'b>,
@@ -98,7 +49,10 @@ fn lent<'g, 'v: 'g, 'b: 'g>(
 }
 
 /// Everything that stays the same in a guest that is left alone.
-fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error> {
+///
+/// # Errors
+/// As [`Session::ask`].
+pub fn look(session: &mut Session<'_, '_>, shape: &str) -> Result<Observation, Error> {
     let mut record = Record::default();
     cpuid::observe(session, &mut record, "")?;
     msr::read_all(session, &mut record)?;
@@ -148,7 +102,7 @@ pub fn keep(
     let took = begin.elapsed();
     let mut bytes = vec![0; machine.ram().len()];
     machine.ram().read(0, &mut bytes).map_err(Error::from)?;
-    Ok(Kept { saved, memory: vec![(0, bytes)], seen, took })
+    Ok(Kept { saved, memory: vec![(0, bytes)], seen, stopped: None, took })
 }
 
 /// Sets what was saved in a machine of this host, and lets the guest go on.
@@ -177,7 +131,7 @@ pub fn take(backend: &dyn Backend, image: &Image, memory: &[(u64, Vec<u8>)]) -> 
     let deadline = Deadline::new();
     let mut session = Session::new(&machine, &first[0], 0, &deadline)?;
     let seen = look(&mut session, irqchip.name())?;
-    Ok(Taken { report, third, seen, image: again, took })
+    Ok(Taken { report, third, met: Vec::new(), seen, image: again, took })
 }
 
 fn revive<'b>(

@@ -1,4 +1,4 @@
-//! Items that are lists of small things: MSRs, and registers by id. The packed forms are described at [`Item`].
+//! Items that are lists of small things, as lists: MSRs, and registers by id. Their bytes are the business of `pack`.
 
 use evenkeel_sys::layout::{X86_MSR_ENTRY, word};
 
@@ -40,11 +40,19 @@ fn is_msrs(item: &Item) -> bool {
 }
 
 fn is_registers(item: &Item) -> bool {
-    matches!(item.name.as_str(), "registers" | "arm64-registers" | "arm64-firmware-registers" | "one-regs")
+    const NAMES: [&str; 6] = [
+        "registers",
+        "arm64-registers",
+        "arm64-id-registers",
+        "arm64-firmware-registers",
+        "arm64-counters",
+        "one-regs",
+    ];
+    NAMES.contains(&item.name.as_str())
 }
 
 /// The entries, in their order; none for an item that is no such list, or is cut off.
-pub fn entries(item: &Item) -> Option<Vec<Entry>> {
+pub fn of(item: &Item) -> Option<Vec<Entry>> {
     if is_msrs(item) {
         let whole = item.bytes.len().is_multiple_of(X86_MSR_ENTRY);
         let entry = |e: &[u8]| Entry { key: Key::Msr(word(e, 0)), value: e[8..16].to_vec() };

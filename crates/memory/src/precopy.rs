@@ -1,0 +1,203 @@
+//! Live pre-copy to the end point, by KVM's dirty log: where nothing can make writers wait.
+//!
+//! Memory is copied while the guest runs; what was written to meanwhile is copied again, until little is left, and that in the
+//! pause. The copy is what is saved: it takes as much memory as the guest has, for as long as it is written.
+
+use std::io;
+use std::sync::Arc;
+
+use evenkeel_capsule::Shared;
+use evenkeel_sys::{Ram, Slot, Vm};
+
+use crate::guest::{read, write};
+use crate::{Error, Guest, Marks, Place};
+
+/// KVM_MEM_LOG_DIRTY_PAGES.
+const LOG: u32 = 1;
+/// Pages of a part whose bits are cleared together.
+const PART: u64 = 1 << 15;
+/// Pages that are few enough to be copied in the pause: 2 MiB.
+const FEW: u64 = 512;
+/// A guest that writes faster than is copied does not get better with time.
+const ROUNDS: u32 = 8;
+const BATCH: u64 = 1 << 20;
+
+/// A VM whose writes are logged.
+#[derive(Debug)]
+pub struct DirtyLog<'a, 'b> {
+    vm: &'a Vm<'b>,
+    slots: Vec<(Slot, Arc<Ram>)>,
+    marks: Option<&'a Marks>,
+    manual: bool,
+    guest: Guest,
+}
+
+/// A copy of memory, as of the pause.
+#[derive(Debug)]
+pub struct Copied {
+    guest: Guest,
+    copies: Vec<Ram>,
+    /// How often what was written meanwhile was copied again.
+    pub rounds: u32,
+    /// Pages that were copied in the pause.
+    pub last: u64,
+}
+
+impl<'a, 'b> DirtyLog<'a, 'b> {
+    /// Of a VM with these slots, whose devices put into `marks` what they write; without marks nobody but the vCPUs may write.
+    ///
+    /// # Errors
+    /// The slots overlap, or KVM does not say what it can.
+    pub fn new(
+        vm: &'a Vm<'b>,
+        slots: Vec<(Slot, Arc<Ram>)>,
+        marks: Option<&'a Marks>,
+    ) -> Result<Self, Error> {
+        let place = |(slot, ram): &(Slot, Arc<Ram>)| {
+            let Slot { guest, offset, length, .. } = *slot;
+            Place { guest, ram: ram.clone(), offset, length }
+        };
+        let guest = Guest::new(slots.iter().map(place).collect())?;
+        // A bit of the log is a page of the host.
+        if rustix::param::page_size() != 4096 {
+            return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
+        }
+        let manual = vm.manual_dirty_log()?;
+        Ok(DirtyLog { vm, slots, marks, manual, guest })
+    }
+
+    /// The memory.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Copies memory while the guest runs, until little of it is left. The log is on from here until [`DirtyLog::end`].
+    ///
+    /// # Errors
+    /// KVM keeps no log, or there is no memory for the copy; no log is kept any more.
+    pub fn begin(&self) -> Result<Copied, Error> {
+        let done = self.copy_all();
+        if done.is_err() {
+            self.end();
+        }
+        done
+    }
+
+    fn copy_all(&self) -> Result<Copied, Error> {
+        if let Some(marks) = self.marks {
+            for (slot, _) in &self.slots {
+                for word in 0..slot.length.div_ceil(64 * 4096) {
+                    marks.take(slot.guest / 4096 + word * 64);
+                }
+            }
+        }
+        for (slot, ram) in &self.slots {
+            self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram))?;
+        }
+        let copies: Result<Vec<Ram>, _> = self.guest.rams().iter().map(|ram| Ram::new(ram.len())).collect();
+        let copies = copies.map_err(|why| Error::Life(format!("no memory for a copy: {why}")))?;
+        let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
+        let mut buffer = vec![0; BATCH as usize];
+        for (slot, _) in &self.slots {
+            copied.copy(slot.guest, slot.length, &mut buffer)?;
+        }
+        let mut before = u64::MAX;
+        while copied.rounds < ROUNDS {
+            let pages = self.copy_written(&mut copied)?;
+            copied.rounds += 1;
+            if pages <= FEW || pages >= before {
+                break;
+            }
+            before = pages;
+        }
+        Ok(copied)
+    }
+
+    /// In the pause, when nobody writes: copies what is left, and ends the log.
+    ///
+    /// # Errors
+    /// KVM does not tell what was written. No log is kept any more.
+    pub fn finish(&self, copied: &mut Copied) -> Result<(), Error> {
+        let last = self.copy_written(copied);
+        copied.last = *last.as_ref().unwrap_or(&0);
+        last.map(drop)
+    }
+
+    /// Ends the log, when the guest runs again: it takes the longer the more memory there is.
+    pub fn end(&self) {
+        for (slot, ram) in &self.slots {
+            // It was taken with the flag, and without it before.
+            let _ = self.vm.set_slot(*slot, Some(ram));
+        }
+    }
+
+    /// Copies the pages that were written to since the last time; gives how many.
+    fn copy_written(&self, copied: &mut Copied) -> Result<u64, Error> {
+        let (mut pages, mut buffer) = (0, Vec::new());
+        for (slot, ram) in &self.slots {
+            let all = slot.length / 4096;
+            let mut words = self.vm.dirty_log(slot.number, ram)?;
+            words.truncate(all.div_ceil(64) as usize);
+            if self.manual {
+                // Cleared before it is copied: what is written meanwhile is told the next time.
+                for first in (0..all).step_by(PART as usize) {
+                    let part = (all - first).min(PART);
+                    let these = &words
+                        [(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
+                    if these.iter().any(|&word| word != 0) {
+                        self.vm.clear_dirty(slot.number, first, part as u32, these)?;
+                    }
+                }
+            }
+            if let Some(marks) = self.marks {
+                // Slots begin where a word of marks does, or the word is shared and told to both.
+                for page in (0..all).step_by(64) {
+                    let begin = slot.guest / 4096 + page;
+                    let shift = begin % 64;
+                    words[(page / 64) as usize] |= marks.take(begin - shift) >> shift;
+                    if shift > 0 {
+                        words[(page / 64) as usize] |= marks.take(begin - shift + 64) << (64 - shift);
+                    }
+                }
+            }
+            let is = |page: u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
+            let mut page = 0;
+            while page < all {
+                if words[(page / 64) as usize] == 0 {
+                    page = (page / 64 + 1) * 64;
+                    continue;
+                }
+                let run = (page..all).take_while(|&page| is(page)).count() as u64;
+                if run > 0 {
+                    buffer.resize(BATCH as usize, 0);
+                    copied.copy(slot.guest + page * 4096, run * 4096, &mut buffer)?;
+                    pages += run;
+                }
+                page += run + 1;
+            }
+        }
+        Ok(pages)
+    }
+}
+
+impl Copied {
+    fn copy(&mut self, address: u64, length: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let (ram, at) = self.guest.find(address, length)?;
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(buffer.len() as u64);
+            let bytes = &mut buffer[..part as usize];
+            read(&self.guest.rams()[ram], at + done, bytes)?;
+            write(&self.copies[ram], at + done, bytes)?;
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl Shared for Copied {
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
+        let (ram, at) = self.guest.find(address, into.len() as u64)?;
+        read(&self.copies[ram], at, into)
+    }
+}

@@ -1,0 +1,20 @@
+//! **Moving a running guest.** The right to run is decided by the automata of `evenkeel-handover`; this crate does what they say: it
+//! opens connections, copies memory in rounds while the guest runs, keeps the journals, and asks the guest's owner to pause, save,
+//! restore and run it.
+//!
+//! A VMM implements [`Leaving`] on the one side and [`Arriving`] on the other, and calls [`send`] and [`receive`]. Neither waits
+//! without an end: a peer that is silent for longer than [`Policy::patience`] counts as lost.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod guest;
+mod journal;
+mod memory;
+mod receive;
+mod send;
+
+pub use connection::{Connection, Stream};
+pub use guest::{Arriving, GuestError, Leaving, Range, Section};
+pub use journal::{JournalError, JournalFile, Journaling};
+pub use receive::{Received, receive};
+pub use send::{NotSent, Policy, Progress, Sent, Settled, send, settle};

@@ -1,0 +1,287 @@
+//! What is said on the control socket: a JSON object a line, in both directions. See docs/control.md.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::confine::Report;
+
+/// The version of what is said here. It grows when something is taken away or comes to mean something else.
+pub const PROTOCOL: u32 = 1;
+/// The longest line of a client, in bytes with its end.
+pub const LONGEST: usize = 4096;
+
+/// What a client says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Comes back in the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// What is to be done.
+    #[serde(rename = "do")]
+    pub command: Command,
+}
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// Where the machine is.
+    Status,
+    /// Stop every vCPU and device; the machine can go on.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Save the machine into the file that was passed with this line (SCM_RIGHTS), or under a path.
+    Snapshot(Snapshot),
+    /// End the machine.
+    Stop,
+    /// Counters, as Prometheus reads them.
+    Metrics,
+    /// From now on, tell this client what happens.
+    Subscribe,
+}
+
+/// Where a snapshot goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// A path, as the monitor sees it: only where it is not confined. Without one, a descriptor comes with the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// A line of the machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Line {
+    /// To a request.
+    Reply(Reply),
+    /// For those who subscribed.
+    Event(Event),
+}
+
+/// What a request led to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    /// Of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// What it led to.
+    pub reply: Answer,
+}
+
+/// What a request can lead to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To `status`.
+    Status(Status),
+    /// To `pause`: every vCPU is out of the guest, and the devices are quiet.
+    Paused(Took),
+    /// To `resume`.
+    Resumed(Took),
+    /// To `snapshot`: all of it is in the file.
+    Saved(Saved),
+    /// To `stop`: the machine comes to its end.
+    Stopping(Nothing),
+    /// To `metrics`.
+    Metrics(Metrics),
+    /// To `subscribe`.
+    Subscribed(Nothing),
+    /// To anything that was not done.
+    Error(Refused),
+}
+
+/// Nothing more to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// How long something took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Took {
+    /// In seconds.
+    pub seconds: f64,
+}
+
+/// A machine was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// The length of the file.
+    pub bytes: u64,
+    /// All of it, in seconds.
+    pub seconds: f64,
+    /// For how long of that the guest stood still, in seconds; nothing if it was paused before.
+    pub paused_seconds: f64,
+}
+
+/// Prometheus text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// Text format 0.0.4.
+    pub text: String,
+}
+
+/// Where a machine's life is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Made, not yet run.
+    Ready,
+    /// Its vCPUs run.
+    Running,
+    /// It stands still.
+    Paused,
+    /// It is over.
+    Ended,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Phase; 4] = [Phase::Ready, Phase::Running, Phase::Paused, Phase::Ended];
+
+    /// Its name in documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Ready => "ready",
+            Phase::Running => "running",
+            Phase::Paused => "paused",
+            Phase::Ended => "ended",
+        }
+    }
+}
+
+/// Where a machine is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// The version of what is said here.
+    pub protocol: u32,
+    /// The program's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where its life is.
+    pub phase: Phase,
+    /// Why it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// Since the control socket is served, in seconds.
+    pub uptime_seconds: f64,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Work in progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+    /// What the process is confined to.
+    pub confinement: Report,
+}
+
+/// What something in progress is at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Work {
+    /// What: `pause`, `resume`, `snapshot`.
+    pub name: String,
+    /// Bytes that are done, where that means anything.
+    pub done: u64,
+    /// Bytes in all, as far as is known.
+    pub of: u64,
+}
+
+/// Something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Refused {
+    /// Which kind.
+    pub code: Code,
+    /// One line.
+    pub message: String,
+    /// What to do; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+}
+
+impl Refused {
+    /// Without a hint.
+    pub fn new(code: Code, message: impl Into<String>) -> Refused {
+        Refused { code, message: message.into(), hint: String::new() }
+    }
+
+    /// With what to do.
+    pub fn hinting(self, hint: impl Into<String>) -> Refused {
+        Refused { hint: hint.into(), ..self }
+    }
+}
+
+/// The kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The line is no request. The connection goes on.
+    Malformed,
+    /// The line is longer than is read; or a descriptor too many came with it. The connection is closed.
+    TooLong,
+    /// There are as many clients as are served. The connection is closed.
+    TooManyClients,
+    /// A client of another user. The connection is closed.
+    NotYou,
+    /// As much is waiting to be done as is kept.
+    Busy,
+    /// The descriptor or path is none that a snapshot can go to.
+    Target,
+    /// The process cannot open paths any more.
+    Confined,
+    /// Not from where the machine is.
+    Phase,
+    /// It was tried, and did not succeed.
+    Failed,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    /// When: seconds since the control socket is served.
+    pub at: f64,
+    /// What.
+    pub event: Happened,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Happened {
+    /// The machine is somewhere else in its life.
+    Phase(Phased),
+    /// Work goes on.
+    Progress(Work),
+    /// Events that this client did not read fast enough were not kept for it.
+    Lost(Lost),
+}
+
+/// Where it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Phased {
+    /// Where.
+    pub phase: Phase,
+    /// Why it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+}
+
+/// How many events are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lost {
+    /// How many.
+    pub events: u64,
+}
