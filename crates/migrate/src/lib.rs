@@ -10,11 +10,13 @@ mod connection;
 mod guest;
 mod journal;
 mod memory;
+mod policy;
 mod receive;
 mod send;
 
 pub use connection::{Connection, Stream};
-pub use guest::{Arriving, GuestError, Leaving, Range, Section};
+pub use guest::{Arriving, Ask, GuestError, Lacking, Leaving, Range, Section};
 pub use journal::{JournalError, JournalFile, Journaling};
+pub use policy::{MOST_STREAMS, NotSent, Phase, Policy, Progress, Sent, Slow};
 pub use receive::{Received, receive};
-pub use send::{NotSent, Policy, Progress, Sent, Settled, send, settle};
+pub use send::{Settled, send, settle};

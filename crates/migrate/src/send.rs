@@ -9,86 +9,9 @@ use evenkeel_handover::{Digest, Epoch, Input, Message, Output, Reason, Source, S
 
 use crate::connection::Event;
 use crate::memory::{PIECE, Sum, frames, pieces};
-use crate::{Connection, GuestError, Journaling, Leaving, Range, Stream};
-
-/// How a guest is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// The guest is paused when what is left takes no longer than this.
-    pub downtime: Duration,
-    /// After so many rounds it is paused whatever is left, or the move ends, as `insist` says.
-    pub rounds: u32,
-    /// Pause it also when it writes faster than the link carries.
-    pub insist: bool,
-    /// A peer that is silent for so long is lost.
-    pub patience: Duration,
-    /// After the commit, a destination that cannot be reached for so long is left to an operator.
-    pub decide: Duration,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Policy {
-            downtime: Duration::from_millis(5),
-            rounds: 30,
-            insist: true,
-            patience: Duration::from_secs(10),
-            decide: Duration::from_secs(60),
-        }
-    }
-}
-
-/// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Which round of memory, from 0 on.
-    pub round: u32,
-    /// Bytes of this round, and how many of them are done.
-    pub bytes: u64,
-    /// See above.
-    pub done: u64,
-    /// Bytes a second, so far.
-    pub rate: u64,
-    /// How long the guest would be paused if it were paused now.
-    pub downtime: Duration,
-}
-
-/// A guest that runs elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// From the beginning of the pause until the destination said that it runs.
-    pub paused: Duration,
-    /// From the first connection.
-    pub took: Duration,
-    /// Rounds of memory, the one in the pause among them.
-    pub rounds: u32,
-    /// Bytes on the wire.
-    pub bytes: u64,
-}
-
-/// A guest that does not.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotSent {
-    /// The destination does not take it. It goes on here, and was not paused.
-    #[error("the destination does not take the guest: {0}")]
-    Refused(String),
-    /// Something failed. It goes on here.
-    #[error("{0}; the guest goes on here")]
-    Failed(String),
-    /// It was paused here and cannot go on.
-    #[error("the guest stands here and does not go on: {0}")]
-    Stands(GuestError),
-    /// The right to run was given away, and nobody knows whether the guest runs. It stands here.
-    #[error(
-        "{why}; the right to run was given to the destination under token {token}, and the guest stands here until it says more"
-    )]
-    Undecided {
-        /// The attempt.
-        token: Token,
-        /// What happened.
-        why: String,
-    },
-}
+use crate::{
+    Connection, GuestError, Journaling, Leaving, NotSent, Phase, Policy, Progress, Range, Sent, Slow, Stream,
+};
 
 struct Sender<'a> {
     guest: &'a mut dyn Leaving,
@@ -248,7 +171,15 @@ impl Sender<'_> {
                 At::Gone(_) => {
                     let paused = self.paused.map(|at| at.elapsed()).unwrap_or_default();
                     let bytes = self.bytes + self.connection.as_ref().map_or(0, |c| c.sent);
-                    return Ok(Sent { paused, took: begin.elapsed(), rounds: self.rounds, bytes });
+                    return Ok(Sent {
+                        paused,
+                        took: begin.elapsed(),
+                        rounds: self.rounds,
+                        bytes,
+                        verified: None,
+                        late: 0,
+                        throttle: 0,
+                    });
                 }
                 At::Moving(_) => {
                     if let Err(why) = self.copy() {
@@ -384,7 +315,7 @@ impl Sender<'_> {
                 break;
             }
             if self.rounds >= self.policy.rounds {
-                if self.policy.insist {
+                if self.policy.slow == Slow::Pause {
                     break;
                 }
                 return Err(format!(
@@ -436,7 +367,16 @@ impl Sender<'_> {
             now += piece.length;
             let rate = rate(done + now, begin);
             let downtime = downtime(bytes - now, rate);
-            let progress = Progress { round: self.rounds, bytes, done: now, rate, downtime };
+            let progress = Progress {
+                phase: Phase::Copying,
+                round: self.rounds,
+                bytes,
+                done: now,
+                remaining: bytes - now,
+                rate,
+                downtime,
+                throttle: 0,
+            };
             if self.paused.is_none() && !(self.watch)(&progress) {
                 self.note("it was cancelled".to_owned());
                 self.feed(Input::Cancel);
