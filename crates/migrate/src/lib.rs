@@ -7,16 +7,29 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod fetch;
 mod guest;
+mod intake;
 mod journal;
+mod lobby;
 mod memory;
 mod policy;
+mod ranges;
 mod receive;
+mod rounds;
 mod send;
+mod serve;
+mod settle;
+mod spread;
+mod stream;
 
-pub use connection::{Connection, Stream};
 pub use guest::{Arriving, Ask, GuestError, Lacking, Leaving, Range, Section};
 pub use journal::{JournalError, JournalFile, Journaling};
 pub use policy::{MOST_STREAMS, NotSent, Phase, Policy, Progress, Sent, Slow};
 pub use receive::{Received, receive};
-pub use send::{Settled, send, settle};
+pub use send::send;
+pub use settle::{Settled, settle};
+pub use stream::Stream;
+
+/// What this side says that it is.
+const PROGRAM: &str = concat!("evenkeel ", env!("CARGO_PKG_VERSION"));
