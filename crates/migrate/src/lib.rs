@@ -6,13 +6,17 @@
 //! without an end: a peer that is silent for longer than [`Policy::patience`] counts as lost.
 #![forbid(unsafe_code)]
 
+mod address;
 mod connection;
+mod credentials;
 mod fetch;
 mod guest;
 mod intake;
 mod journal;
+mod listener;
 mod lobby;
 mod memory;
+mod pipe;
 mod policy;
 mod ranges;
 mod receive;
@@ -22,9 +26,14 @@ mod serve;
 mod settle;
 mod spread;
 mod stream;
+mod tls;
 
+pub use address::{Address, NoAddress};
+pub use credentials::Credentials;
 pub use guest::{Arriving, Ask, GuestError, Lacking, Leaving, Range, Section};
 pub use journal::{JournalError, JournalFile, Journaling};
+pub use listener::Listener;
+pub use pipe::Pipe;
 pub use policy::{MOST_STREAMS, NotSent, Phase, Policy, Progress, Sent, Slow};
 pub use receive::{Received, receive};
 pub use send::send;
