@@ -47,6 +47,7 @@
 #![forbid(unsafe_code)]
 
 mod destination;
+pub mod greeting;
 pub mod journal;
 mod message;
 pub mod postcopy;

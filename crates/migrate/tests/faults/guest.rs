@@ -260,6 +260,10 @@ impl Leaving for Copy {
 }
 
 impl Arriving for Copy {
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), GuestError> {
+        Leaving::read(self, address, into)
+    }
+
     fn accepts(&mut self, offer: &[u8]) -> Result<(), GuestError> {
         (offer == b"a guest").then_some(()).ok_or_else(|| GuestError("facet x: another guest".to_owned()))
     }

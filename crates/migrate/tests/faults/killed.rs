@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_handover::{Epoch, Journal, Record, Token};
 use evenkeel_migrate::{
-    JournalFile, Journaling, NotSent, Policy, Received, Settled, Stream, receive, send, settle,
+    JournalFile, Journaling, NotSent, Policy, Received, Settled, Slow, Stream, receive, send, settle,
 };
 
 use crate::guest::{Copy, Truth};
@@ -17,7 +17,10 @@ use crate::guest::{Copy, Truth};
 const POLICY: Policy = Policy {
     downtime: Duration::from_millis(20),
     rounds: 2,
-    insist: true,
+    slow: Slow::Pause,
+    streams: 1,
+    compress: false,
+    verify: false,
     patience: Duration::from_millis(400),
     decide: Duration::from_secs(8),
 };

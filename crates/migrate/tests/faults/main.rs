@@ -12,14 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use evenkeel_handover::{Epoch, Record, Token};
-use evenkeel_migrate::{JournalFile, Journaling, NotSent, Policy, Received, Sent, Stream, receive, send};
+use evenkeel_migrate::{
+    JournalFile, Journaling, NotSent, Policy, Received, Sent, Slow, Stream, receive, send,
+};
 use guest::{Copy, Truth};
 use proxy::{FAULTS, Fault, Proxy, Way};
 
 const POLICY: Policy = Policy {
     downtime: Duration::from_millis(20),
     rounds: 3,
-    insist: true,
+    slow: Slow::Pause,
+    streams: 1,
+    compress: false,
+    verify: false,
     patience: Duration::from_millis(250),
     decide: Duration::from_secs(20),
 };
