@@ -83,7 +83,11 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         done
     }
 
-    fn copy_all(&self) -> Result<Copied, Error> {
+    /// The log is on from here until [`DirtyLog::end`], for whoever copies by himself what [`DirtyLog::written`] tells.
+    ///
+    /// # Errors
+    /// KVM keeps no log.
+    pub fn start(&self) -> Result<(), Error> {
         if let Some(marks) = self.marks {
             for (slot, _) in &self.slots {
                 for word in 0..slot.length.div_ceil(64 * 4096) {
@@ -92,8 +96,16 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
             }
         }
         for (slot, ram) in &self.slots {
-            self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram))?;
+            if let Err(error) = self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram)) {
+                self.end();
+                return Err(error.into());
+            }
         }
+        Ok(())
+    }
+
+    fn copy_all(&self) -> Result<Copied, Error> {
+        self.start()?;
         let copies: Result<Vec<Ram>, _> = self.guest.rams().iter().map(|ram| Ram::new(ram.len())).collect();
         let copies = copies.map_err(|why| Error::Life(format!("no memory for a copy: {why}")))?;
         let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
@@ -131,35 +143,49 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         }
     }
 
+    /// What was written since the last time, for each slot: a bit a page, 64 in a word, from its beginning on. Each write is told
+    /// once, at the latest after the pause that follows it.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn written(&self) -> Result<Vec<Vec<u64>>, Error> {
+        self.slots.iter().map(|(slot, ram)| self.words(slot, ram)).collect()
+    }
+
+    fn words(&self, slot: &Slot, ram: &Ram) -> Result<Vec<u64>, Error> {
+        let all = slot.length / 4096;
+        let mut words = self.vm.dirty_log(slot.number, ram)?;
+        words.truncate(all.div_ceil(64) as usize);
+        if self.manual {
+            // Cleared before it is copied: what is written meanwhile is told the next time.
+            for first in (0..all).step_by(PART as usize) {
+                let part = (all - first).min(PART);
+                let these =
+                    &words[(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
+                if these.iter().any(|&word| word != 0) {
+                    self.vm.clear_dirty(slot.number, first, part as u32, these)?;
+                }
+            }
+        }
+        if let Some(marks) = self.marks {
+            // Slots begin where a word of marks does, or the word is shared and told to both.
+            for page in (0..all).step_by(64) {
+                let begin = slot.guest / 4096 + page;
+                let shift = begin % 64;
+                words[(page / 64) as usize] |= marks.take(begin - shift) >> shift;
+                if shift > 0 {
+                    words[(page / 64) as usize] |= marks.take(begin - shift + 64) << (64 - shift);
+                }
+            }
+        }
+        Ok(words)
+    }
+
     /// Copies the pages that were written to since the last time; gives how many.
     fn copy_written(&self, copied: &mut Copied) -> Result<u64, Error> {
         let (mut pages, mut buffer) = (0, Vec::new());
-        for (slot, ram) in &self.slots {
+        for ((slot, _), words) in self.slots.iter().zip(self.written()?) {
             let all = slot.length / 4096;
-            let mut words = self.vm.dirty_log(slot.number, ram)?;
-            words.truncate(all.div_ceil(64) as usize);
-            if self.manual {
-                // Cleared before it is copied: what is written meanwhile is told the next time.
-                for first in (0..all).step_by(PART as usize) {
-                    let part = (all - first).min(PART);
-                    let these = &words
-                        [(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
-                    if these.iter().any(|&word| word != 0) {
-                        self.vm.clear_dirty(slot.number, first, part as u32, these)?;
-                    }
-                }
-            }
-            if let Some(marks) = self.marks {
-                // Slots begin where a word of marks does, or the word is shared and told to both.
-                for page in (0..all).step_by(64) {
-                    let begin = slot.guest / 4096 + page;
-                    let shift = begin % 64;
-                    words[(page / 64) as usize] |= marks.take(begin - shift) >> shift;
-                    if shift > 0 {
-                        words[(page / 64) as usize] |= marks.take(begin - shift + 64) << (64 - shift);
-                    }
-                }
-            }
             let is = |page: u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
             let mut page = 0;
             while page < all {
