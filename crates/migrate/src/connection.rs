@@ -203,11 +203,13 @@ impl Reader {
             };
             while let Some(frame) = decoder.take(&mut arrived).map_err(|refused| refused.to_string())? {
                 let hello = matches!(frame, Frame::Hello(_));
-                if hello == greeted {
+                // Who is refused at once hears why.
+                let refusal = matches!(frame, Frame::Words(_)) && !greeted;
+                if hello == greeted && !refusal {
                     let what = if greeted { "the peer greets twice" } else { "the peer does not greet" };
                     return Err(format!("{what}: this is no stream of a move"));
                 }
-                greeted = true;
+                greeted |= hello;
                 let waits = hello || matches!(frame, Frame::Barrier(_));
                 let Some(what) = self.what(frame, &decoder)? else { continue };
                 if self.events.send(Event { from: self.id, what }).is_err() || (waits && !self.waited()) {

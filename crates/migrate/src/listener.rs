@@ -28,7 +28,7 @@ const KEPT: usize = 64;
 /// Listens, checks who comes in threads of its own, and lets nobody wait for a stranger.
 pub struct Listener {
     address: Address,
-    came: Receiver<Box<dyn Stream>>,
+    came: Mutex<Receiver<Box<dyn Stream>>>,
     refused: Arc<Mutex<Vec<String>>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -59,7 +59,7 @@ impl Listener {
         let (sender, came) = sync_channel(MOST);
         let mut listener = Listener {
             address: address.clone(),
-            came,
+            came: Mutex::new(came),
             refused: Arc::default(),
             over: Arc::default(),
             thread: None,
@@ -103,7 +103,7 @@ impl Listener {
     /// # Errors
     /// Nobody can come any more.
     pub fn accept(&self, wait: Duration) -> io::Result<Option<Box<dyn Stream>>> {
-        match self.came.recv_timeout(wait) {
+        match locked(&self.came).recv_timeout(wait) {
             Ok(stream) => Ok(Some(stream)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {

@@ -180,8 +180,7 @@ impl Sender<'_> {
         match with(self.spread.as_mut()?) {
             Ok(result) => Some(result),
             Err(why) => {
-                // What the peer said before it went tells more.
-                self.hear(Duration::from_millis(50));
+                let why = self.told(&why);
                 self.lose(why);
                 None
             }

@@ -88,7 +88,9 @@ pub fn send(
     let memory = guest.memory();
     let mut sender =
         Sender::new(guest, journal, (connect, watch), policy, Source::new(epoch), token, (offer, memory));
-    sender.connect().map_err(|e| goes_on(format!("no connection: {e}")))?;
+    if let Err(error) = sender.connect() {
+        return Err(goes_on(format!("no connection: {}", sender.told(&error.to_string()))));
+    }
     sender.feed(Input::Start(token));
     sender.run()
 }
@@ -258,9 +260,23 @@ impl<'a> Sender<'a> {
             offer: if number == 0 { self.offer.clone() } else { Vec::new() },
             program: PROGRAM.to_owned(),
         };
-        connection.tell(&Frame::Hello(greeting.encode()))?;
+        let told = connection.tell(&Frame::Hello(greeting.encode()));
         self.links.push(connection);
-        Ok(())
+        told
+    }
+
+    /// Nothing can be sent any more: what the peer said last, or how its stream ended, tells more than that.
+    pub fn told(&mut self, error: &str) -> String {
+        const AFTER: Duration = Duration::from_millis(200);
+        let begin = Instant::now();
+        while let Ok(event) = self.events.1.recv_timeout(AFTER.saturating_sub(begin.elapsed())) {
+            match event.what {
+                What::Frame(Frame::Words(words), _) => self.words = Some(words),
+                What::Lost(why) if self.links.iter().any(|link| link.id == event.from) => return why,
+                _ => {}
+            }
+        }
+        error.to_owned()
     }
 
     pub fn note(&mut self, why: String) {
@@ -382,7 +398,8 @@ impl<'a> Sender<'a> {
                 match output {
                     Output::Send(message) => {
                         if let Some(Err(error)) = self.links.first().map(|link| link.say(message)) {
-                            self.note(format!("the connection is lost: {error}"));
+                            let why = self.told(&error.to_string());
+                            self.note(format!("the connection is lost: {why}"));
                             self.unlink();
                             inputs.push_back(Input::Disconnected);
                         }

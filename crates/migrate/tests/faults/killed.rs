@@ -12,7 +12,7 @@ use evenkeel_migrate::{
     JournalFile, Journaling, NotSent, Policy, Received, Settled, Slow, Stream, receive, send, settle,
 };
 
-use crate::guest::{Copy, Truth};
+use crate::common::guest::{Copy, Truth};
 
 const POLICY: Policy = Policy {
     downtime: Duration::from_millis(20),

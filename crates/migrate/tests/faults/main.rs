@@ -1,7 +1,8 @@
 //! A guest that is made up is moved over a link on which something goes wrong, everywhere: afterwards exactly one copy runs, and it
 //! never noticed.
 
-mod guest;
+#[path = "../common/mod.rs"]
+mod common;
 mod killed;
 mod proxy;
 
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::guest::{Copy, Truth};
 use evenkeel_handover::{Epoch, Record, Token};
 use evenkeel_migrate::{
     JournalFile, Journaling, NotSent, Policy, Received, Sent, Slow, Stream, receive, send,
 };
-use guest::{Copy, Truth};
 use proxy::{FAULTS, Fault, Proxy, Way};
 
 const POLICY: Policy = Policy {
