@@ -1,6 +1,7 @@
 //! A machine that runs confined, and is operated through its control socket.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -10,7 +11,7 @@ use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::confine::preflight::{Missing, Need, Passed};
 use evenkeel_monitor::confine::{Audited, Confinement, Mode, Thread};
 use evenkeel_monitor::control::metrics::Device;
-use evenkeel_monitor::control::protocol::{Phase, Saved};
+use evenkeel_monitor::control::protocol::{Leave, Phase, Saved};
 use evenkeel_monitor::control::{About, Operated, listen, serve};
 use evenkeel_monitor::{End, Error, Phase as Life};
 use evenkeel_sys::Live;
@@ -45,6 +46,10 @@ pub struct Operator {
 
 /// Saves a machine that runs or stands into a file; tells bytes done and in all.
 pub type Save<'s> = dyn Fn(&mut File, &dyn Fn(u64, u64)) -> Result<Saved, Error> + Sync + 's;
+
+/// Does a step of a guest that moves away.
+pub type Leaves<'s> =
+    dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
 
 impl From<Missing> for Failure {
     fn from(missing: Missing) -> Failure {
@@ -108,6 +113,7 @@ impl Operating {
 struct Machine<'r, R> {
     pc: &'r R,
     save: &'r Save<'r>,
+    leave: &'r Leaves<'r>,
 }
 
 impl<R: Runs> Operated for Machine<'_, R> {
@@ -143,6 +149,10 @@ impl<R: Runs> Operated for Machine<'_, R> {
     fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
         (self.save)(to, progress)
     }
+
+    fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        (self.leave)(step, to)
+    }
 }
 
 impl Operator {
@@ -162,7 +172,7 @@ impl Operator {
         let board = pc.board();
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
         let about = About { vcpus, memory_bytes, confinement: confinement.report().clone() };
-        let machine = Machine { pc, save };
+        let machine = Machine { pc, save, leave };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;
         let end = std::thread::scope(|scope| {

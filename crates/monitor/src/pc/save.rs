@@ -4,9 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, x86};
-use evenkeel_sys::Ram;
+use evenkeel_sys::{Ram, Vm};
 
 use super::{Pc, Slot, lock};
 use crate::Error;
@@ -62,7 +63,15 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         let mut standing = standing(&self.chassis.life, self.vcpus.len());
         let cpus = cpus(self.vcpus, &mut standing);
         let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
-        Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+        Ok(SavedMachine { saved, sections: self.sections() })
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        self.board().sections(&self.records())
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn life(&self) -> &Life {

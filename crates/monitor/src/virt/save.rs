@@ -4,9 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, arm64};
-use evenkeel_sys::Ram;
+use evenkeel_sys::{Ram, Vm};
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
@@ -56,7 +57,15 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
             ..Parts::new(machine.system(), machine.vm(), cpus)
         };
         let saved = arm64::save(&mut parts, manifest)?;
-        Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+        Ok(SavedMachine { saved, sections: self.sections() })
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        self.board().sections(&self.records())
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn life(&self) -> &Life {

@@ -6,10 +6,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use evenkeel_monitor::board::Runs;
+use evenkeel_monitor::control::protocol::Leave;
 use evenkeel_monitor::{End, Life};
 use evenkeel_state::Noting;
 
 use super::super::operate::Operator;
+use super::leave::Leaver;
 use super::save::{Luggage, save, save_to};
 use super::{Running, failed};
 use crate::failure::Failure;
@@ -75,7 +77,9 @@ pub fn drive(
         let save = |file: &mut File, progress: &dyn Fn(u64, u64)| {
             save_to(pc, noting, luggage, file, running.compress, progress)
         };
-        return ended(operator.run(pc, limit, &save)?);
+        let leaver = Leaver::new(pc, noting, luggage);
+        let leave = |step: &Leave, to: Option<&mut File>| leaver.step(step, to);
+        return ended(operator.run(pc, limit, &save, &leave)?);
     }
     let (end, saved) = std::thread::scope(|scope| {
         let machine = scope.spawn(|| pc.run(limit));

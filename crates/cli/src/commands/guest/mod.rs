@@ -2,6 +2,13 @@
 
 pub mod contract;
 mod drive;
+#[cfg(target_arch = "aarch64")]
+#[path = "engine_arm64.rs"]
+pub mod engine;
+#[cfg(target_arch = "x86_64")]
+#[path = "engine_x86.rs"]
+pub mod engine;
+mod leave;
 pub mod links;
 pub mod revive;
 pub mod save;
@@ -42,6 +49,7 @@ pub struct Running {
     #[command(flatten)]
     operating: Operating,
 }
+
 
 /// Something that went wrong with a machine.
 pub fn failed(e: &dyn std::fmt::Display) -> Failure {
