@@ -10,7 +10,7 @@ use std::time::Duration;
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::{self, Bytes};
 use evenkeel_state::{Manifest, Saved};
-use evenkeel_sys::Ram;
+use evenkeel_sys::{Marks, Ram, Slot, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -91,6 +91,21 @@ pub trait Runs: Sync {
 
     /// Its memory.
     fn ram(&self) -> &Arc<Ram>;
+
+    /// The VM: for its log of what vCPUs write (KVM_GET_DIRTY_LOG).
+    fn vm(&self) -> &Vm<'_>;
+
+    /// Its memory as KVM has it: each slot, which is logged when it is set again with KVM_MEM_LOG_DIRTY_PAGES, and what is in it.
+    fn slots(&self) -> Vec<(Slot, Arc<Ram>)> {
+        let length = self.ram().len() as u64;
+        let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length };
+        vec![(slot, self.ram().clone())]
+    }
+
+    /// What its devices wrote, which KVM does not log: by the offset in [`Runs::ram`].
+    fn marks(&self) -> &Marks {
+        self.ram().marks()
+    }
 
     /// What it is.
     fn board(&self) -> Board;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, x86};
-use evenkeel_sys::Ram;
+use evenkeel_sys::{Ram, Vm};
 
 use super::{Pc, Slot, lock};
 use crate::Error;
@@ -75,6 +75,10 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
 
     fn ram(&self) -> &Arc<Ram> {
         self.machine.ram()
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn confine(&self, confinement: Confinement) {

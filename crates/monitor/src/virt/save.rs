@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, arm64};
-use evenkeel_sys::Ram;
+use evenkeel_sys::{Ram, Vm};
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
@@ -69,6 +69,10 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
 
     fn ram(&self) -> &Arc<Ram> {
         self.machine.ram()
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn confine(&self, confinement: Confinement) {
