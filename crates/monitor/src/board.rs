@@ -10,7 +10,7 @@ use std::time::Duration;
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::{self, Bytes};
 use evenkeel_state::{Manifest, Saved};
-use evenkeel_sys::{Ram, Slot, Vm};
+use evenkeel_sys::{Marks, Ram, Slot, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -100,6 +100,11 @@ pub trait Runs: Sync {
         let length = self.ram().len() as u64;
         let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length };
         vec![(slot, self.ram().clone())]
+    }
+
+    /// What its devices wrote, which KVM does not log: by the offset in [`Runs::ram`].
+    fn marks(&self) -> &Marks {
+        self.ram().marks()
     }
 
     /// What it is.

@@ -33,5 +33,5 @@ pub mod x86_64;
 pub use error::Error;
 pub use life::{End, Life, Phase};
 pub use machine::{Irqchip, Machine, Shape};
-pub use memory::view;
+pub use memory::{View, view};
 pub use run::{Handler, Next, run};

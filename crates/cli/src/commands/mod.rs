@@ -10,6 +10,7 @@ pub mod control;
 pub mod diff;
 pub mod explain;
 mod guest;
+pub mod handing;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;

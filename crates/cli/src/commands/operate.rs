@@ -42,14 +42,15 @@ pub struct Operating {
 pub struct Operator {
     mode: Mode,
     listener: Option<UnixListener>,
+    /// How often its guest moved, and once more.
+    pub epoch: u64,
 }
 
 /// Saves a machine that runs or stands into a file; tells bytes done and in all.
 pub type Save<'s> = dyn Fn(&mut File, &dyn Fn(u64, u64)) -> Result<Saved, Error> + Sync + 's;
 
 /// Does a step of a guest that moves away.
-pub type Leaves<'s> =
-    dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
+pub type Leaves<'s> = dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
 
 impl From<Missing> for Failure {
     fn from(missing: Missing) -> Failure {
@@ -106,7 +107,7 @@ impl Operating {
             let hint = "names are `kvm` and `control`";
             return Err(Failure::bad(format!("--pass: nothing here takes {}", left.join(", ")), hint));
         }
-        Ok(Operator { mode, listener })
+        Ok(Operator { mode, listener, epoch: 1 })
     }
 }
 
@@ -160,7 +161,13 @@ impl Operator {
     ///
     /// # Errors
     /// The process cannot be confined.
-    pub fn run(self, pc: &impl Runs, limit: Option<Duration>, save: &Save<'_>) -> Result<End, Failure> {
+    pub fn run(
+        self,
+        pc: &impl Runs,
+        limit: Option<Duration>,
+        save: &Save<'_>,
+        leave: &Leaves<'_>,
+    ) -> Result<End, Failure> {
         let confinement = Confinement::begin(self.mode).map_err(|e| {
             let hint = "--confine off runs it unconfined";
             Failure { exit: 3, ..Failure::bad(format!("the process cannot be confined: {e}"), hint) }
@@ -171,7 +178,8 @@ impl Operator {
         pc.confine(confinement.clone());
         let board = pc.board();
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
-        let about = About { vcpus, memory_bytes, confinement: confinement.report().clone() };
+        let about =
+            About { vcpus, memory_bytes, epoch: self.epoch, confinement: confinement.report().clone() };
         let machine = Machine { pc, save, leave };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;

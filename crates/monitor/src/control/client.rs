@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 use super::protocol::{Answer, Command, Event, Line, Refused, Request};
@@ -69,7 +69,10 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or nobody who is not another user.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        Ok(Client { socket: BufReader::new(Socket { socket: UnixStream::connect(path)?, passed: None }), next: 1 })
+        Ok(Client {
+            socket: BufReader::new(Socket { socket: UnixStream::connect(path)?, passed: None }),
+            next: 1,
+        })
     }
 
     /// How long to wait for a line.

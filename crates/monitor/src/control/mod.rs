@@ -82,6 +82,8 @@ pub struct About {
     pub vcpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// How often its guest moved, and once more.
+    pub epoch: u64,
     /// What the process is confined to.
     pub confinement: Report,
 }
@@ -157,8 +159,13 @@ pub fn serve(
     let failed = |e: &dyn std::fmt::Display| Error::Control(format!("control socket: {e}"));
     listener.set_nonblocking(true).map_err(|e| failed(&e))?;
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e))?;
-    let shared =
-        Arc::new(Shared { bell, work: Mutex::default(), mover: Mutex::default(), over: Mutex::default(), began: Instant::now() });
+    let shared = Arc::new(Shared {
+        bell,
+        work: Mutex::default(),
+        mover: Mutex::default(),
+        over: Mutex::default(),
+        began: Instant::now(),
+    });
     let (jobs, todo): (SyncSender<Job>, Receiver<Job>) = sync_channel(WAITING);
     let (finished, done): (Sender<Done>, Receiver<Done>) = channel();
     let server = Server::new(listener, about, metrics.clone(), shared.clone(), jobs, done);

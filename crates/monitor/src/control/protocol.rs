@@ -218,6 +218,8 @@ pub struct Status {
     pub vcpus: u32,
     /// Bytes of its memory.
     pub memory_bytes: u64,
+    /// How often it moved, and once more: who has an older epoch must not write to its storage.
+    pub epoch: u64,
     /// It is about to move away, or did not hear whether it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<Leaving>,

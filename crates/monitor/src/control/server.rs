@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connection::{Connection, is_ours};
+use super::mover::Mover;
 use super::protocol::{
     Answer, Code, Command, Event, Happened, Leave, Line, Metrics as Text, Nothing, PROTOCOL, Phase, Phased,
     Refused, Reply, Request, Status, Work,
 };
-use super::mover::Mover;
 use super::{About, Done, Job, Metrics, Operated, Shared, Task, lock};
 use crate::confine::Mode;
 
@@ -271,6 +271,7 @@ impl Server {
             uptime_seconds: self.shared.began.elapsed().as_secs_f64(),
             vcpus: self.about.vcpus,
             memory_bytes: self.about.memory_bytes,
+            epoch: self.about.epoch,
             leaving: lock(&self.shared.mover).as_ref().map(Mover::told),
             work: lock(&self.shared.work).clone(),
             confinement: self.about.confinement.clone(),

@@ -2,9 +2,10 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
+use crate::View;
 #[cfg(target_arch = "aarch64")]
 use linux_loader::loader::{KernelLoader, pe::PE};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::Boot;
 use crate::Error;
@@ -56,7 +57,7 @@ fn header(kernel: &mut std::fs::File) -> Result<(u64, u64), Error> {
 ///
 /// # Errors
 /// The file is no Image, or something does not fit.
-pub fn load(memory: &GuestMemoryMmap, boot: &mut Boot) -> Result<Loaded, Error> {
+pub fn load(memory: &View, boot: &mut Boot) -> Result<Loaded, Error> {
     if boot.command_line.len() >= COMMAND_LINE_MOST {
         return Err(Error::Image(format!("the command line is longer than {COMMAND_LINE_MOST} bytes")));
     }
@@ -78,7 +79,7 @@ pub fn load(memory: &GuestMemoryMmap, boot: &mut Boot) -> Result<Loaded, Error> 
 }
 
 #[cfg(target_arch = "aarch64")]
-fn put(memory: &GuestMemoryMmap, boot: &mut Boot, entry: u64) -> Result<(), Error> {
+fn put(memory: &View, boot: &mut Boot, entry: u64) -> Result<(), Error> {
     let loaded = PE::load(memory, Some(GuestAddress(KERNEL)), &mut boot.kernel, None);
     let loaded = loaded.map_err(|e| Error::Image(format!("kernel: {e}")))?;
     // An Image of before 3.17 does not say where it wants to be.
@@ -90,7 +91,7 @@ fn put(memory: &GuestMemoryMmap, boot: &mut Boot, entry: u64) -> Result<(), Erro
 
 /// The loader of Images is only there for arm64.
 #[cfg(not(target_arch = "aarch64"))]
-fn put(memory: &GuestMemoryMmap, boot: &mut Boot, entry: u64) -> Result<(), Error> {
+fn put(memory: &View, boot: &mut Boot, entry: u64) -> Result<(), Error> {
     let mut bytes = Vec::new();
     boot.kernel.read_to_end(&mut bytes).map_err(|e| Error::Image(format!("kernel: {e}")))?;
     memory.write_slice(&bytes, GuestAddress(entry)).map_err(|e| Error::Image(format!("kernel: {e}")))
@@ -100,7 +101,7 @@ fn put(memory: &GuestMemoryMmap, boot: &mut Boot, entry: u64) -> Result<(), Erro
 ///
 /// # Errors
 /// It is longer than a kernel takes.
-pub fn put_tree(memory: &GuestMemoryMmap, tree: &[u8]) -> Result<(), Error> {
+pub fn put_tree(memory: &View, tree: &[u8]) -> Result<(), Error> {
     if tree.len() > TREE_MOST {
         return Err(Error::Image(format!("a device tree of {} bytes", tree.len())));
     }
@@ -124,7 +125,7 @@ mod tests {
     }
 
     fn load_it(kernel: std::fs::File, initramfs: usize) -> Result<Loaded, Error> {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(MEMORY_BASE), 8 << 20)]).unwrap();
+        let memory = View::from_ranges(&[(GuestAddress(MEMORY_BASE), 8 << 20)]).unwrap();
         let initramfs = (initramfs > 0).then(|| vec![7; initramfs]);
         let loaded = load(&memory, &mut Boot { kernel, initramfs, command_line: String::new() })?;
         let magic: [u8; 4] = memory.read_obj(GuestAddress(loaded.entry + 56)).unwrap();

@@ -11,8 +11,9 @@ mod save;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::View;
 use evenkeel_sys::Vcpu;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, Place};
 use crate::board::{Board, Records, Runs};
@@ -53,7 +54,7 @@ pub struct Pc<'m, 'b, W: Write> {
     machine: &'m Machine<'m, 'b>,
     vcpus: &'m [Vcpu<'b>],
     interrupts: Arc<Interrupts<'m, 'b>>,
-    memory: GuestMemoryMmap,
+    memory: View,
     devices: Mutex<Devices<'m, 'b, W>>,
     chassis: Chassis,
 }

@@ -7,9 +7,9 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::View;
 use evenkeel_sys::{Exit, Runner, System, Vcpu};
 use rustix::rand::{GetRandomFlags, getrandom};
-use vm_memory::GuestMemoryMmap;
 
 use crate::aarch64::{self, MEMORY_BASE, Machine};
 use crate::board::{Board, Records, Runs};
@@ -77,7 +77,7 @@ struct Devices<'m, 'b, W: Write> {
 pub struct Virt<'m, 'b, W: Write> {
     machine: &'m Machine<'m, 'b>,
     interrupts: Arc<Interrupts<'m, 'b>>,
-    memory: GuestMemoryMmap,
+    memory: View,
     devices: Mutex<Devices<'m, 'b, W>>,
     chassis: Chassis,
 }

@@ -1,7 +1,7 @@
 //! The steps of a guest that moves away, in the process that runs it.
 
 use std::fs::File;
-use std::io::{self, Seek as _, Write as _};
+use std::io::{Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +11,7 @@ use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::control::protocol::Leave;
 use evenkeel_state::{Guest, Noting};
 
+use super::super::handing::bundle;
 use super::save::{Luggage, outline, pack};
 
 /// A machine whose guest may move away.
@@ -27,15 +28,8 @@ fn told(what: &str, e: &dyn std::fmt::Display) -> Error {
 }
 
 fn put(guest: &Guest, to: Option<&mut File>) -> Result<u64, Error> {
-    let mut to = to.ok_or_else(|| told("a move", &"no file came with it"))?;
-    let fill = || -> io::Result<u64> {
-        to.set_len(0)?;
-        to.rewind()?;
-        // What a confined thread may not do: start others.
-        let draft = guest.draft().map_err(io::Error::other)?;
-        Ok(draft.write(&mut to).map_err(io::Error::other)?.length)
-    };
-    fill().map_err(|e| told("its state", &e))
+    let to = to.ok_or_else(|| told("a move", &"no file came with it"))?;
+    bundle::put(guest, to).map_err(|e| told("its state", &e))
 }
 
 impl<'k, 'n, R: Runs> Leaver<'k, 'n, R> {

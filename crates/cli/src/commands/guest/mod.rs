@@ -50,7 +50,6 @@ pub struct Running {
     operating: Operating,
 }
 
-
 /// Something that went wrong with a machine.
 pub fn failed(e: &dyn std::fmt::Display) -> Failure {
     Failure { exit: 3, ..Failure::bad(e.to_string(), "") }

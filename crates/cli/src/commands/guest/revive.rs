@@ -13,8 +13,8 @@ use evenkeel_state::{Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::{Live, Ram, Slot, System};
 
-use super::engine::{self, Again};
 use super::contract::{carried, plan, preflight, setup};
+use super::engine::{self, Again};
 use super::save::Luggage;
 use super::{Console, Running, drive, failed};
 use crate::commands::restore::{One, not_kept};

@@ -76,8 +76,9 @@ impl Arrival {
     }
 
     /// The guest's memory is this file already.
-    pub fn handed(self, file: File, bytes: u64) -> Arrival {
-        Arrival { handed: Some((file, bytes)), ..self }
+    pub fn handed(mut self, file: File, bytes: u64) -> Arrival {
+        self.handed = Some((file, bytes));
+        self
     }
 
     /// Starts its process, which needs a while until it can take a guest.

@@ -56,7 +56,11 @@ pub fn guest(bytes: &[u8]) -> Result<Guest, String> {
     let mut reader = Reader::open(io::Cursor::new(bytes), &known).map_err(|e| e.to_string())?;
     reader.verify().map_err(|e| e.to_string())?;
     if reader.header().arch != ARCH {
-        return Err(format!("the guest is of {}, and this host of {}", reader.header().arch.name(), ARCH.name()));
+        return Err(format!(
+            "the guest is of {}, and this host of {}",
+            reader.header().arch.name(),
+            ARCH.name()
+        ));
     }
     Guest::read(&mut reader).map_err(|e| e.to_string())
 }

@@ -189,8 +189,7 @@ mod tests {
 
     #[test]
     fn pages_that_follow_each_other_are_one_range() {
-        let words: Vec<u8> =
-            [0b1011_u64, 0, 1 << 63, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let words: Vec<u8> = [0b1011_u64, 0, 1 << 63, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
         let found = ranges(&words, 1 << 30);
         let plain: Vec<(u64, u64)> =
             found.iter().map(|r| ((r.address - MEMORY_BEGINS) / PAGE, r.length / PAGE)).collect();

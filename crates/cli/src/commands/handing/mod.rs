@@ -11,7 +11,7 @@
 
 pub mod arrive;
 mod arriving;
-mod bundle;
+pub mod bundle;
 mod channel;
 mod journal;
 mod leaving;

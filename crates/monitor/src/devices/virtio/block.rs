@@ -5,10 +5,11 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::Bytes;
 
 use super::bell::Bell;
 use super::chain::{Chain, Popped, Side, pop};
@@ -108,7 +109,7 @@ impl Block {
     }
 
     /// Requests, until the ring is empty or others have their turn.
-    fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
+    fn serve(&mut self, queue: &mut Queue, memory: &View) -> bool {
         let (mut used, mut work) = (false, 0);
         // A ring holds at most this many: a driver that adds while we work notifies again.
         for _ in 0..queue.size() {
@@ -135,7 +136,7 @@ impl Block {
     }
 
     /// One request; returns how many bytes were written into the guest's memory, and what it counts as.
-    fn request(&mut self, chain: Chain, memory: &GuestMemoryMmap) -> (u32, usize) {
+    fn request(&mut self, chain: Chain, memory: &View) -> (u32, usize) {
         let Chain { readable: mut from, writable: mut into, .. } = chain;
         let mut head = [0; 16];
         // The status byte is the last one.
@@ -182,7 +183,7 @@ impl Block {
         (end <= self.config.bytes && (length as u64).is_multiple_of(SECTOR) && length <= MOST).then_some(from)
     }
 
-    fn read(&self, sector: u64, into: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+    fn read(&self, sector: u64, into: &mut Side, memory: &View) -> u8 {
         let length = into.left();
         let Some(from) = self.within(sector, length) else { return IO_ERROR };
         let mut piece = vec![0; PIECE.min(length)];
@@ -196,7 +197,7 @@ impl Block {
         OK
     }
 
-    fn write(&self, sector: u64, from: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+    fn write(&self, sector: u64, from: &mut Side, memory: &View) -> u8 {
         let length = from.left();
         let place = self.within(sector, length).filter(|_| !self.config.read_only);
         let Some(place) = place else { return IO_ERROR };
@@ -245,11 +246,11 @@ impl Device for Block {
         Some(self.bell.source())
     }
 
-    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
         self.serve(queue, memory)
     }
 
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, _: u64) -> bool {
         self.bell.silence();
         let ready = queues.first_mut().filter(|queue| queue.ready());
         ready.is_some_and(|queue| self.serve(queue, memory))

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::bell::{Bell, Wanted};
 use super::chain::{Chain, Popped, pop};
@@ -47,7 +47,7 @@ impl Console {
     }
 
     /// Input to the guest. What is read goes into a buffer at once: nothing is in between that would have to be saved.
-    fn receive(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
+    fn receive(&mut self, queue: &mut Queue, memory: &View) -> bool {
         let (mut used, mut work) = (false, 0);
         self.hears = self.input.is_some();
         while self.hears && work < TURN {
@@ -99,7 +99,7 @@ impl Console {
     }
 
     /// Output of the guest's. What the output does not take is lost, as on a line that nobody listens to.
-    fn send(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
+    fn send(&mut self, queue: &mut Queue, memory: &View) -> bool {
         let (mut used, mut work) = (false, 0);
         for _ in 0..queue.size() {
             if work >= TURN {
@@ -122,7 +122,7 @@ impl Console {
         used
     }
 
-    fn say(&mut self, mut chain: Chain, memory: &GuestMemoryMmap) -> usize {
+    fn say(&mut self, mut chain: Chain, memory: &View) -> usize {
         let mut bytes = [0; PIECE];
         while chain.readable.left() > 0 && chain.readable.moved() < MOST {
             let part = &mut bytes[..chain.readable.left().min(PIECE)];
@@ -188,7 +188,7 @@ impl Device for Console {
         Some(self.bell.source())
     }
 
-    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
         let used = match index {
             0 => self.receive(queue, memory),
             _ => self.send(queue, memory),
@@ -197,7 +197,7 @@ impl Device for Console {
         used
     }
 
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, _: u64) -> bool {
         self.bell.silence();
         let [receive, send] = queues else { return false };
         let mut used = false;

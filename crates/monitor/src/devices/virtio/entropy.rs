@@ -2,11 +2,11 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::bell::Bell;
 use super::chain::{Popped, pop};
@@ -37,7 +37,7 @@ impl Entropy {
         Ok(Entropy { bell: Bell::new()?, counts: Counts::default() })
     }
 
-    fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
+    fn serve(&mut self, queue: &mut Queue, memory: &View) -> bool {
         let mut used = false;
         for _ in 0..queue.size() {
             let (head, given) = match pop(queue, memory) {
@@ -88,11 +88,11 @@ impl Device for Entropy {
         Some(self.bell.source())
     }
 
-    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
         self.serve(queue, memory)
     }
 
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, _: u64) -> bool {
         self.bell.silence();
         let ready = queues.first_mut().filter(|queue| queue.ready());
         ready.is_some_and(|queue| self.serve(queue, memory))

@@ -12,8 +12,8 @@ pub mod net;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use crate::View;
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 
 pub use mmio::{LENGTH, QueueState, State, Transport};
 
@@ -46,7 +46,7 @@ pub trait Device: Send {
     fn config(&self) -> Vec<u8>;
 
     /// The guest has something for a queue. Returns whether something was put into a used ring.
-    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool;
+    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, features: u64) -> bool;
 
     /// A file that becomes readable when the device has something for the guest, or work left over. It is the same one for as
     /// long as the device lives, and it is readable only when [`Device::incoming`] has something to do: to poll it never spins.
@@ -55,7 +55,7 @@ pub trait Device: Send {
     }
 
     /// [`Device::source`] became readable. Returns whether something was put into a used ring.
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, features: u64) -> bool {
         let _ = (queues, memory, features);
         false
     }

@@ -6,10 +6,10 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::bell::{Bell, Wanted};
 use super::chain::{Chain, Popped, pop};
@@ -136,7 +136,7 @@ impl Net {
     }
 
     /// Frames to the guest.
-    fn receive(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn receive(&mut self, queue: &mut Queue, memory: &View, features: u64) -> bool {
         let (mut used, mut work) = (false, 0);
         self.hears = true;
         // Each turn of the loop takes a chain, or a frame that fits in none.
@@ -184,7 +184,7 @@ impl Net {
     }
 
     /// Frames of the guest's.
-    fn send(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn send(&mut self, queue: &mut Queue, memory: &View, features: u64) -> bool {
         let (mut used, mut work) = (false, 0);
         self.waits = false;
         for _ in 0..queue.size() {
@@ -222,7 +222,7 @@ impl Net {
     }
 
     /// Takes a frame with its header out of a chain; 0 if it is none.
-    fn frame(&mut self, mut chain: Chain, memory: &GuestMemoryMmap, features: u64) -> usize {
+    fn frame(&mut self, mut chain: Chain, memory: &View, features: u64) -> usize {
         let length = chain.readable.left();
         if length <= HEADER || length > self.buffer.len() {
             return 0;
@@ -280,7 +280,7 @@ impl Device for Net {
         Some(self.bell.source())
     }
 
-    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, features: u64) -> bool {
         self.negotiated(features);
         let used = match index {
             0 => self.receive(queue, memory, features),
@@ -290,7 +290,7 @@ impl Device for Net {
         used
     }
 
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, features: u64) -> bool {
         self.bell.silence();
         self.negotiated(features);
         let [receive, send] = queues else { return false };
