@@ -64,7 +64,7 @@ pub use replaying::Replaying;
 pub use request::{Creates, FdKind, Flow, Request, Tail};
 pub use run::{Exit, RunPage, Runner};
 pub use system::System;
-pub use uffd::{Cause, Features, NoUffd, PageFault, Uffd, Watch, wait};
+pub use uffd::{Cause, Features, NoUffd, PageFault, Uffd, Watch};
 pub use vcpu::{Msrs, Vcpu};
 pub use vm::Vm;
 pub use watch::{Call, Watcher, watch_this_thread};
