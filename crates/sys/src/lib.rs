@@ -14,6 +14,9 @@
 //! a log of an arm64 host replays on an x86 laptop. State that is an ioctl structure is passed as bytes, in the
 //! kernel's layout, which is ABI.
 //!
+//! Beside it is what has no answer to record: guest memory ([`Ram`]) and faults in it ([`Uffd`]), network links, and what holds
+//! threads to their system calls.
+//!
 //! This crate holds all of the `unsafe` code on the host's side.
 
 mod backend;
