@@ -1,4 +1,5 @@
 //! The command. Thin: it names things, asks the other crates, prints, and turns an outcome into an exit code.
+#![forbid(unsafe_code)]
 
 mod commands;
 mod failure;

@@ -84,7 +84,7 @@ impl Transport {
         self.selectors = state.selectors;
         self.interrupts = state.interrupts;
         if self.alive() {
-            self.device.resume(&self.queues);
+            self.device.resume();
         }
         Ok(())
     }
