@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use evenkeel_monitor::Error;
 use evenkeel_monitor::confine::{Mode, Report};
 use evenkeel_monitor::control::client::ClientError;
-use evenkeel_monitor::control::protocol::{Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Saved, Snapshot};
+use evenkeel_monitor::control::protocol::{
+    Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Saved, Snapshot,
+};
 use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, listen, serve};
 
 /// A machine whose guest counts: it must go on counting, whatever clients do.

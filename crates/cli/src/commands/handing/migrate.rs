@@ -51,7 +51,7 @@ pub struct Migrate {
     /// The machine's control socket.
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
-    /// Where `evenkeel receive` listens: unix:PATH, tls:HOST:PORT or stdio.
+    /// Where `evenkeel receive` listens: unix:PATH, tls:HOST:PORT, or device:PATH.
     #[arg(long, value_name = "ADDRESS")]
     to: Address,
     #[command(flatten)]

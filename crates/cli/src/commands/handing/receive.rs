@@ -16,7 +16,7 @@ use crate::failure::Failure;
 /// Waits for one guest that is moved here, and runs it in a process of its own.
 #[derive(clap::Args)]
 pub struct Receive {
-    /// Where to listen: unix:PATH, tls:HOST:PORT or stdio.
+    /// Where to listen: unix:PATH, tls:HOST:PORT, or device:PATH.
     #[arg(long, value_name = "ADDRESS")]
     from: Address,
     #[command(flatten)]

@@ -5,12 +5,12 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT as _};
 
-use crate::View;
 use super::bell::Bell;
 use super::chain::Chain;
 use super::turn::Turn;
 use super::{Counts, Device};
 use crate::Error;
+use crate::View;
 
 /// The most bytes for one request.
 const MOST: usize = 4096;

@@ -8,12 +8,12 @@ use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use crate::View;
 use super::bell::{Bell, Wanted};
 use super::chain::Chain;
 use super::turn::{Next, Turn};
 use super::{Counts, Device};
 use crate::Error;
+use crate::View;
 
 mod link;
 

@@ -54,14 +54,7 @@ impl Turn {
     }
 
     /// The request is done: so many bytes were written into the guest's memory, and it counts as `cost`.
-    pub fn done(
-        &mut self,
-        queue: &mut Queue,
-        memory: &View,
-        head: u16,
-        written: u32,
-        cost: usize,
-    ) {
+    pub fn done(&mut self, queue: &mut Queue, memory: &View, head: u16, written: u32, cost: usize) {
         self.spend(cost);
         self.used |= queue.add_used(memory, head, written).is_ok();
     }
