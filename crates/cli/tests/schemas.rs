@@ -35,6 +35,7 @@ const DOCUMENTS: [&str; 29] = [
     "control-request",
     "control-line",
     "confinement",
+    "moved",
 ];
 
 fn folder() -> PathBuf {

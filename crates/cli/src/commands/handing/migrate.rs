@@ -202,9 +202,9 @@ pub fn tell(outcome: Result<Sent, NotSent>, global: Global) -> Result<u8, Failur
         (Err(_), why) => {
             let hint = match runs {
                 "nobody-knows" => {
-                    "`evenkeel migrate --settle` with the same --control, --to and --journal asks the destination; docs/decisions.md"
+                    "`evenkeel migrate --settle` with the same --control, --to and --journal asks the destination; docs/handover.md"
                 }
-                "stands" => "its process says more; docs/decisions.md",
+                "stands" => "its process says more; docs/handover.md",
                 _ => "",
             };
             Err(Failure { exit, ..Failure::bad(why.unwrap_or_default(), hint) })

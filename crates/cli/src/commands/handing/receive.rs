@@ -97,7 +97,7 @@ impl Receive {
                 Err(Failure { exit: 1, ..Failure::bad(why, "") })
             }
             Received::Stranded(error) => {
-                let hint = "the right to run it is here, and its memory was: docs/decisions.md";
+                let hint = "the right to run it is here, and its memory was: docs/handover.md";
                 Err(Failure {
                     exit: 3,
                     ..Failure::bad(format!("the guest does not run here: {error}"), hint)
