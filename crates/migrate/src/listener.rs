@@ -22,6 +22,8 @@ use crate::{Address, Credentials, Stream};
 
 /// The most strangers that are in the midst of showing a certificate.
 const MOST: usize = 16;
+/// How often a device is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 /// The most refusals that are kept until somebody looks.
 const KEPT: usize = 64;
 
@@ -88,8 +90,18 @@ impl Listener {
                 return Ok(listener);
             }
             Address::Device(path) => {
-                // Likewise.
-                let _ = sender.send(Box::new(Pipe::device(path).map_err(taken)?));
+                let pipe = Pipe::device(path).map_err(taken)?;
+                let over = listener.over.clone();
+                listener.thread = Some(std::thread::spawn(move || {
+                    // Who is at its other end begins some time; until then it may read as if that were over.
+                    while !over.load(Ordering::SeqCst) {
+                        if pipe.speaks() {
+                            drop(sender.try_send(Box::new(pipe)));
+                            return;
+                        }
+                        std::thread::sleep(LOOK);
+                    }
+                }));
                 return Ok(listener);
             }
         };
@@ -194,5 +206,35 @@ impl Socket {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn nobody_comes_on_a_device_before_something_is_said_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let address = Address::Device(path.clone());
+        let listener = Listener::bind(&address, None, Duration::from_secs(1)).unwrap();
+        assert!(listener.accept(Duration::from_millis(100)).unwrap().is_none());
+        std::fs::File::options().write(true).open(&path).unwrap().write_all(b"x").unwrap();
+        let mut came = listener.accept(Duration::from_secs(10)).unwrap().expect("it speaks");
+        let mut byte = [0];
+        came.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"x");
+        assert!(listener.accept(Duration::from_millis(50)).is_err(), "there is one, and it came");
     }
 }

@@ -48,6 +48,15 @@ impl Pipe {
         Ok(Pipe::new(file.try_clone()?.into(), file.into()))
     }
 
+    /// Whether there is something to be read now.
+    pub(crate) fn speaks(&self) -> bool {
+        let mut one = [PollFd::new(&self.from, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ready = matches!(poll(&mut one, Some(&now)), Ok(1..));
+        // A virtio-serial port whose other end is closed hangs up, and is readable without a byte.
+        ready && one[0].revents().contains(PollFlags::IN) && !one[0].revents().contains(PollFlags::HUP)
+    }
+
     /// Standard input and standard output, of which nobody else in this process may make use.
     ///
     /// # Errors
