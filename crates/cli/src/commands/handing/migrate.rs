@@ -169,8 +169,29 @@ impl Teller {
     }
 }
 
+/// Where it is told how a move ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// On standard output.
+    Out,
+    /// On standard error: standard output is the guest's from now on.
+    Aside,
+}
+
+impl Told {
+    fn print(self, text: &str) -> Result<(), Failure> {
+        match self {
+            Told::Out => output::print(text),
+            Told::Aside => {
+                anstream::eprint!("{text}");
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Tells how it ended.
-pub fn tell(outcome: Result<Sent, NotSent>, global: Global) -> Result<u8, Failure> {
+pub fn tell(outcome: Result<Sent, NotSent>, global: Global, to: Told) -> Result<u8, Failure> {
     let (runs, why, exit) = match &outcome {
         Ok(_) => ("there", None, 0),
         Err(NotSent::Abandoned { .. }) => ("there", outcome.as_ref().err(), 1),
@@ -181,7 +202,11 @@ pub fn tell(outcome: Result<Sent, NotSent>, global: Global) -> Result<u8, Failur
     let why = why.map(ToString::to_string);
     if global.format == Format::Json {
         let sent = outcome.ok().map(Figures::from);
-        output::json(&Moved { schema: "evenkeel.moved/1", runs, why, sent })?;
+        let moved = Moved { schema: "evenkeel.moved/1", runs, why, sent };
+        match (to, serde_json::to_string(&moved)) {
+            (Told::Aside, Ok(line)) => to.print(&(line + "\n"))?,
+            _ => output::json(&moved)?,
+        }
         return Ok(exit);
     }
     match (outcome, why) {
@@ -190,7 +215,7 @@ pub fn tell(outcome: Result<Sent, NotSent>, global: Global) -> Result<u8, Failur
             let verified = sent.verified.map_or_else(String::new, |took| {
                 format!(" (all memory was compared for {:.2} ms of that)", ms(took))
             });
-            output::print(&format!(
+            to.print(&format!(
                 "moved: paused for {:.2} ms{verified}, {} bytes in {} rounds, {:.2} s in all\n",
                 ms(sent.paused),
                 sent.bytes,
@@ -241,7 +266,7 @@ impl Migrate {
         if let Some(bar) = &teller.bar {
             bar.finish_and_clear();
         }
-        tell(sent, global)
+        tell(sent, global, Told::Out)
     }
 
     /// What became of a move that was cut off.
@@ -284,9 +309,8 @@ impl Migrate {
                 output::print("the right to run never left: it goes on here\n")?;
                 Ok(0)
             }
-            Settled::Undecided(undecided) => tell(Err(undecided), global).map_err(|failure| Failure {
-                message: format!("{}: {}", path.display(), failure.message),
-                ..failure
+            Settled::Undecided(undecided) => tell(Err(undecided), global, Told::Out).map_err(|failure| {
+                Failure { message: format!("{}: {}", path.display(), failure.message), ..failure }
             }),
         }
     }

@@ -12,7 +12,7 @@ use evenkeel_migrate::{GuestError, Policy, Received, Stream, receive, send};
 use super::arriving::Arrival;
 use super::journal::{Announced, open};
 use super::leaving::{Leaver, Machine};
-use super::migrate::{Teller, tell, token};
+use super::migrate::{Teller, Told, tell, token};
 use super::receive::{code, own};
 use crate::Global;
 use crate::commands::control::failed;
@@ -89,7 +89,8 @@ impl Update {
             });
             (sent, received, arrival)
         });
-        let code_of_move = tell(sent?, global)?;
+        let to = if self.detach { Told::Out } else { Told::Aside };
+        let code_of_move = tell(sent?, global, to)?;
         if let Received::Stranded(error) = received {
             return Err(words(error));
         }
