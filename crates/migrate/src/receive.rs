@@ -179,10 +179,13 @@ impl Receiver<'_> {
             (Some(_), What::Lost(why)) => self.lose(&why),
             (Some(_), What::Whole) => self.fetched(Fetched::LastPage),
             (Some(stream), What::Frame(frame, digest)) => {
+                let taken = self.take(frame, digest, stream);
+                // What took this side long was not the source's silence.
                 self.heard = Instant::now();
-                if let Err(Bad(reason, why)) = self.take(frame, digest, stream) {
+                if let Err(Bad(reason, why)) = taken {
                     self.tell(&why);
                     self.fail(reason, &why);
+                    self.dismiss();
                 }
             }
             (None, What::Frame(Frame::Hello(bytes), _)) => {
@@ -232,6 +235,14 @@ impl Receiver<'_> {
         }
         self.feed(Input::Disconnected);
         self.fetched(Fetched::Disconnected);
+    }
+
+    /// It may read why, and nobody waits for it.
+    fn dismiss(&mut self) {
+        if let Some(primary) = self.primary.take() {
+            primary.links.into_iter().for_each(|link| self.lobby.dismiss(link));
+            self.feed(Input::Disconnected);
+        }
     }
 
     fn fail(&mut self, reason: Reason, why: &str) {
@@ -293,7 +304,8 @@ impl Receiver<'_> {
             if let Err(error) = self.guest.accepts(&primary.greeting.offer) {
                 self.note(&error.to_string());
                 self.tell(&error.to_string());
-                return self.say(Message::Refuse(message.token(), Reason::Preflight));
+                self.say(Message::Refuse(message.token(), Reason::Preflight));
+                return self.dismiss();
             }
             self.intake = Some(Intake::new(&primary.greeting, primary.granted, primary.streams));
         }
