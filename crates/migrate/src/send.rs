@@ -156,9 +156,7 @@ impl<'a> Sender<'a> {
             match self.automaton.at() {
                 At::Owner | At::Lost => return self.ended(),
                 At::Gone(_) if matches!(self.server, Some(Server::Serving(_))) => {
-                    if let Err(abandoned) = self.serve() {
-                        return Err(abandoned);
-                    }
+                    self.serve()?;
                 }
                 At::Gone(_) => return Ok(self.sent()),
                 At::Moving(_) => {
