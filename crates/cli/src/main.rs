@@ -1,4 +1,5 @@
 //! The command. Thin: it names things, asks the other crates, prints, and turns an outcome into an exit code.
+#![forbid(unsafe_code)]
 
 mod commands;
 mod failure;
@@ -83,6 +84,17 @@ enum Command {
     /// Runs a Linux guest.
     #[cfg(target_arch = "x86_64")]
     Run(commands::run::Run),
+    /// Runs a Linux guest.
+    #[cfg(target_arch = "aarch64")]
+    Run(commands::run_arm64::Run),
+    /// Moves a machine that runs to another host or process.
+    Migrate(commands::handing::migrate::Migrate),
+    /// Waits for a guest that is moved here, and runs it.
+    Receive(commands::handing::receive::Receive),
+    /// Hands a machine that runs to a new process on this host, of this or another version.
+    Update(commands::handing::update::Update),
+    #[command(hide = true)]
+    Arrive(commands::handing::arrive::Arrive),
     /// Where is a machine that runs, and what is it confined to?
     Status(commands::control::Ask),
     /// Stops a machine that runs so that it can go on.
@@ -143,8 +155,11 @@ fn main() -> ExitCode {
         Command::Rounds(c) => c.run(global),
         Command::Snapshot(c) => c.run(global),
         Command::Restore(c) => c.run(global),
-        #[cfg(target_arch = "x86_64")]
         Command::Run(c) => c.run(global),
+        Command::Migrate(c) => c.run(global),
+        Command::Receive(c) => c.run(global),
+        Command::Update(c) => c.run(global),
+        Command::Arrive(c) => c.run(global),
         Command::Status(c) => c.run(Request::Status, global),
         Command::Pause(c) => c.run(Request::Pause, global),
         Command::Resume(c) => c.run(Request::Resume, global),

@@ -56,7 +56,7 @@ pub mod wire;
 
 pub use destination::{At as DestinationAt, Destination};
 pub use journal::{Journal, Record};
-pub use message::{Digest, Epoch, Message, Reason, Token};
+pub use message::{Digest, Epoch, Message, NoToken, Reason, Token};
 pub use source::{At as SourceAt, Source};
 
 /// What happened.

@@ -18,7 +18,7 @@ mod x86 {
     use std::time::{Duration, Instant};
 
     use evenkeel_capsule::Reader;
-    use evenkeel_memory::{DirtyLog, Guard, Lazy, Marks, Options, Report, Way, load, snapshot};
+    use evenkeel_memory::{DirtyLog, Guard, Lazy, Options, Report, Way, load, snapshot};
     use evenkeel_state::{file, x86};
     use evenkeel_sys::{Exit, Live, Ram, Slot, System};
 
@@ -75,9 +75,8 @@ mod x86 {
         with(habit, |pilot, machine| {
             let ram = machine.ram();
             let guard = Guard::new(guest(ram), None, ROOM).unwrap();
-            let marks = Marks::new(ram.len() as u64);
             let slot = Slot { number: 0, flags: 0, guest: 0, offset: 0, length: ram.len() as u64 };
-            let log = DirtyLog::new(machine.vm(), vec![(slot, ram.clone())], Some(&marks)).unwrap();
+            let log = DirtyLog::new(machine.vm(), vec![(slot, ram.clone())]).unwrap();
             let way = match logged {
                 true => Way::DirtyLog(&log, "asked for".to_owned()),
                 false => Way::Guard(&guard),

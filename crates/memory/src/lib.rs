@@ -24,7 +24,6 @@ mod error;
 mod guard;
 mod guest;
 mod lazy;
-mod marks;
 mod precopy;
 mod snapshot;
 
@@ -33,6 +32,5 @@ pub use error::Error;
 pub use guard::{Frozen, Guard, Served};
 pub use guest::{CHUNK, Guest, Place};
 pub use lazy::{Filled, Lazy};
-pub use marks::Marks;
 pub use precopy::{Copied, DirtyLog};
 pub use snapshot::{Life, Options, Report, Way, snapshot};

@@ -10,7 +10,7 @@ use evenkeel_capsule::Shared;
 use evenkeel_sys::{Ram, Slot, Vm};
 
 use crate::guest::{read, write};
-use crate::{Error, Guest, Marks, Place};
+use crate::{Error, Guest, Place};
 
 /// KVM_MEM_LOG_DIRTY_PAGES.
 const LOG: u32 = 1;
@@ -27,7 +27,6 @@ const BATCH: u64 = 1 << 20;
 pub struct DirtyLog<'a, 'b> {
     vm: &'a Vm<'b>,
     slots: Vec<(Slot, Arc<Ram>)>,
-    marks: Option<&'a Marks>,
     manual: bool,
     guest: Guest,
 }
@@ -44,26 +43,26 @@ pub struct Copied {
 }
 
 impl<'a, 'b> DirtyLog<'a, 'b> {
-    /// Of a VM with these slots, whose devices put into `marks` what they write; without marks nobody but the vCPUs may write.
+    /// Of a VM with these slots. What this process writes, as its devices do, is in [`Ram::marks`].
     ///
     /// # Errors
     /// The slots overlap, or KVM does not say what it can.
-    pub fn new(
-        vm: &'a Vm<'b>,
-        slots: Vec<(Slot, Arc<Ram>)>,
-        marks: Option<&'a Marks>,
-    ) -> Result<Self, Error> {
+    pub fn new(vm: &'a Vm<'b>, slots: Vec<(Slot, Arc<Ram>)>) -> Result<Self, Error> {
         let place = |(slot, ram): &(Slot, Arc<Ram>)| {
             let Slot { guest, offset, length, .. } = *slot;
             Place { guest, ram: ram.clone(), offset, length }
         };
         let guest = Guest::new(slots.iter().map(place).collect())?;
+        if let Some((slot, _)) = slots.iter().find(|(slot, _)| !slot.offset.is_multiple_of(64 * 4096)) {
+            // Words of marks would belong to two slots.
+            return Err(Error::Life(format!("slot {} begins in the middle of a word of marks", slot.number)));
+        }
         // A bit of the log is a page of the host.
         if rustix::param::page_size() != 4096 {
             return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
         }
         let manual = vm.manual_dirty_log()?;
-        Ok(DirtyLog { vm, slots, marks, manual, guest })
+        Ok(DirtyLog { vm, slots, manual, guest })
     }
 
     /// The memory.
@@ -83,17 +82,27 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         done
     }
 
-    fn copy_all(&self) -> Result<Copied, Error> {
-        if let Some(marks) = self.marks {
-            for (slot, _) in &self.slots {
-                for word in 0..slot.length.div_ceil(64 * 4096) {
-                    marks.take(slot.guest / 4096 + word * 64);
-                }
+    /// The log is on from here until [`DirtyLog::end`], for whoever copies by himself what [`DirtyLog::written`] tells.
+    ///
+    /// # Errors
+    /// KVM keeps no log.
+    pub fn start(&self) -> Result<(), Error> {
+        for (slot, ram) in &self.slots {
+            for page in (0..slot.length.div_ceil(4096)).step_by(64) {
+                marked(slot, ram, page);
             }
         }
         for (slot, ram) in &self.slots {
-            self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram))?;
+            if let Err(error) = self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram)) {
+                self.end();
+                return Err(error.into());
+            }
         }
+        Ok(())
+    }
+
+    fn copy_all(&self) -> Result<Copied, Error> {
+        self.start()?;
         let copies: Result<Vec<Ram>, _> = self.guest.rams().iter().map(|ram| Ram::new(ram.len())).collect();
         let copies = copies.map_err(|why| Error::Life(format!("no memory for a copy: {why}")))?;
         let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
@@ -131,35 +140,41 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         }
     }
 
+    /// What was written since the last time, for each slot: a bit a page, 64 in a word, from its beginning on. Each write is told
+    /// once, at the latest after the pause that follows it.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn written(&self) -> Result<Vec<Vec<u64>>, Error> {
+        self.slots.iter().map(|(slot, ram)| self.words(slot, ram)).collect()
+    }
+
+    fn words(&self, slot: &Slot, ram: &Ram) -> Result<Vec<u64>, Error> {
+        let all = slot.length / 4096;
+        let mut words = self.vm.dirty_log(slot.number, ram)?;
+        words.truncate(all.div_ceil(64) as usize);
+        if self.manual {
+            // Cleared before it is copied: what is written meanwhile is told the next time.
+            for first in (0..all).step_by(PART as usize) {
+                let part = (all - first).min(PART);
+                let these =
+                    &words[(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
+                if these.iter().any(|&word| word != 0) {
+                    self.vm.clear_dirty(slot.number, first, part as u32, these)?;
+                }
+            }
+        }
+        for page in (0..all).step_by(64) {
+            words[(page / 64) as usize] |= marked(slot, ram, page);
+        }
+        Ok(words)
+    }
+
     /// Copies the pages that were written to since the last time; gives how many.
     fn copy_written(&self, copied: &mut Copied) -> Result<u64, Error> {
         let (mut pages, mut buffer) = (0, Vec::new());
-        for (slot, ram) in &self.slots {
+        for ((slot, _), words) in self.slots.iter().zip(self.written()?) {
             let all = slot.length / 4096;
-            let mut words = self.vm.dirty_log(slot.number, ram)?;
-            words.truncate(all.div_ceil(64) as usize);
-            if self.manual {
-                // Cleared before it is copied: what is written meanwhile is told the next time.
-                for first in (0..all).step_by(PART as usize) {
-                    let part = (all - first).min(PART);
-                    let these = &words
-                        [(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
-                    if these.iter().any(|&word| word != 0) {
-                        self.vm.clear_dirty(slot.number, first, part as u32, these)?;
-                    }
-                }
-            }
-            if let Some(marks) = self.marks {
-                // Slots begin where a word of marks does, or the word is shared and told to both.
-                for page in (0..all).step_by(64) {
-                    let begin = slot.guest / 4096 + page;
-                    let shift = begin % 64;
-                    words[(page / 64) as usize] |= marks.take(begin - shift) >> shift;
-                    if shift > 0 {
-                        words[(page / 64) as usize] |= marks.take(begin - shift + 64) << (64 - shift);
-                    }
-                }
-            }
             let is = |page: u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
             let mut page = 0;
             while page < all {
@@ -178,6 +193,11 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         }
         Ok(pages)
     }
+}
+
+/// What this process wrote into the 64 pages from `page` of a slot on.
+fn marked(slot: &Slot, ram: &Ram, page: u64) -> u64 {
+    ram.marks().take(slot.offset / 4096 + page)
 }
 
 impl Copied {

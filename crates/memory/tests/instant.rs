@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{BURSTS, Habit, guest, with, word};
 use evenkeel_capsule::{Draft, Id, Reader, Section, Shared as _};
-use evenkeel_memory::{CHUNK, DirtyLog, Error, Guard, Life, Marks, Options, Way, load, snapshot};
+use evenkeel_memory::{CHUNK, DirtyLog, Error, Guard, Life, Options, Way, load, snapshot};
 use evenkeel_sys::{Ram, Slot};
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -182,20 +182,18 @@ fn kvm_a_full_disk_and_a_copier_that_dies_leave_a_guest_that_goes_on_and_the_old
 fn kvm_without_userfaultfd_memory_is_copied_before_the_pause() {
     with(BUSY, |pilot, machine| {
         let ram = machine.ram();
-        let marks = Arc::new(Marks::new(ram.len() as u64));
         let slot = Slot { number: 0, flags: 0, guest: 0, offset: 0, length: ram.len() as u64 };
-        let log = DirtyLog::new(machine.vm(), vec![(slot, ram.clone())], Some(&marks)).unwrap();
+        let log = DirtyLog::new(machine.vm(), vec![(slot, ram.clone())]).unwrap();
         // A device that writes all the time, and is quiet when the machine is.
         let (over, quiet) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::RwLock::new(0_u64)));
         let device = {
-            let (over, quiet, marks, ram) = (over.clone(), quiet.clone(), marks.clone(), ram.clone());
+            let (over, quiet, ram) = (over.clone(), quiet.clone(), ram.clone());
             std::thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     let mut count = quiet.write().unwrap();
                     *count += 1;
                     let at = (2 << 20) + (*count as usize * 4096) % (8 << 20);
                     ram.write(at, &count.to_ne_bytes()).unwrap();
-                    marks.wrote(at as u64, 8);
                     drop(count);
                     std::thread::sleep(Duration::from_micros(200));
                 }

@@ -89,7 +89,7 @@ fn nobody_sees_a_chunk_that_was_changed() {
     let mut into = tempfile::tempfile().unwrap();
     let view =
         vm_memory::GuestRegionMmap::with_arc(ram.region().clone(), vm_memory::GuestAddress(0)).unwrap();
-    let view = vm_memory::GuestMemoryMmap::<()>::from_regions(vec![view]).unwrap();
+    let view = vm_memory::GuestMemoryMmap::from_regions(vec![view]).unwrap();
     if loading.poisons() {
         use vm_memory::Bytes as _;
         let read = view.write_all_volatile_to(vm_memory::GuestAddress(changed), &mut into, 4096);

@@ -26,11 +26,13 @@ pub enum Address {
     },
     /// `stdio`: standard input and output, one stream.
     Stdio,
+    /// `device:PATH`: what can be read and written and has somebody at its other end, as a virtio-serial port; one stream.
+    Device(PathBuf),
 }
 
 /// An address that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no address of a move: use unix:PATH, tls:HOST:PORT or stdio")]
+#[error("`{0}` is no address of a move: use unix:PATH, tls:HOST:PORT, device:PATH or stdio")]
 pub struct NoAddress(pub String);
 
 impl FromStr for Address {
@@ -43,6 +45,7 @@ impl FromStr for Address {
         }
         match text.split_once(':').ok_or_else(no)? {
             ("unix", path) if !path.is_empty() => Ok(Address::Unix(path.into())),
+            ("device", path) if !path.is_empty() => Ok(Address::Device(path.into())),
             ("tls", rest) => {
                 let (host, port) = rest.rsplit_once(':').ok_or_else(no)?;
                 let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -64,6 +67,7 @@ impl fmt::Display for Address {
             Address::Tls { host, port } if host.contains(':') => write!(f, "tls:[{host}]:{port}"),
             Address::Tls { host, port } => write!(f, "tls:{host}:{port}"),
             Address::Stdio => f.write_str("stdio"),
+            Address::Device(path) => write!(f, "device:{}", path.display()),
         }
     }
 }
@@ -98,6 +102,7 @@ impl Address {
                 Err(self.unreachable(&last))
             }
             Address::Stdio => Ok(Box::new(Pipe::stdio()?)),
+            Address::Device(path) => Ok(Box::new(Pipe::device(path).map_err(|e| self.unreachable(&e))?)),
         }
     }
 
@@ -141,7 +146,14 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_they_are_shown() {
-        for text in ["unix:/run/x:y", "tls:host.example:4433", "tls:[::1]:4433", "tls:10.0.0.1:1", "stdio"] {
+        for text in [
+            "unix:/run/x:y",
+            "tls:host.example:4433",
+            "tls:[::1]:4433",
+            "tls:10.0.0.1:1",
+            "stdio",
+            "device:/dev/x",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         for text in

@@ -87,6 +87,11 @@ impl Listener {
                 let _ = sender.send(Box::new(Pipe::stdio()?));
                 return Ok(listener);
             }
+            Address::Device(path) => {
+                // Likewise.
+                let _ = sender.send(Box::new(Pipe::device(path).map_err(taken)?));
+                return Ok(listener);
+            }
         };
         let (over, refused) = (listener.over.clone(), listener.refused.clone());
         listener.thread = Some(std::thread::spawn(move || socket.serve(&over, &sender, &refused, patience)));

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +37,15 @@ impl Pipe {
     pub fn new(from: OwnedFd, to: OwnedFd) -> Pipe {
         let shared = Shared { closed: AtomicBool::new(false), patience: AtomicU64::new(10_000) };
         Pipe { from: from.into(), to: to.into(), shared: Arc::new(shared) }
+    }
+
+    /// A file that has somebody at its other end.
+    ///
+    /// # Errors
+    /// It cannot be opened for both directions.
+    pub fn device(path: &Path) -> io::Result<Pipe> {
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Pipe::new(file.try_clone()?.into(), file.into()))
     }
 
     /// Standard input and standard output, of which nobody else in this process may make use.

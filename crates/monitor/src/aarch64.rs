@@ -35,7 +35,7 @@ pub const GIC_ITS: u64 = 0x0808_0000;
 /// Where memory begins: QEMU's `virt` has it there too.
 pub const MEMORY_BASE: u64 = 0x4000_0000;
 /// The private interrupt of the PMU's overflow, as QEMU's `virt` has it.
-const PMU_INTERRUPT: u32 = 23;
+pub const PMU_INTERRUPT: u32 = 23;
 
 /// `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE`: X0 in `struct kvm_regs`.
 const CORE_X0: u64 = 0x6030_0000_0010_0000;
@@ -105,6 +105,8 @@ pub struct Configure<'c> {
     pub vcpu: Option<&'c ForVcpu<'c>>,
     /// The GIC's addresses and its initialization.
     pub gic: Option<&'c ForGic<'c>>,
+    /// No ITS: devices have wires only.
+    pub without_its: bool,
     /// What is left of a vCPU then: its PMU.
     pub late: Option<&'c ForVcpu<'c>>,
     /// After a vCPU's first KVM_RUN.
@@ -122,6 +124,7 @@ impl Default for Configure<'_> {
             vm: &|_| Ok(()),
             vcpu: None,
             gic: None,
+            without_its: false,
             late: None,
             ran: &|_, _| Ok(()),
             reset: &|_, _| Ok(()),
@@ -204,9 +207,13 @@ impl<'s, 'b> Machine<'s, 'b> {
         match gic(&self.vm, configure) {
             Ok(gic) => {
                 self.devices.push(gic);
-                match its(&self.vm) {
-                    Ok(its) => self.devices.push(its),
-                    Err(error) => self.no_its = Some(error.to_string()),
+                if configure.without_its {
+                    self.no_its = Some("none was asked for".to_owned());
+                } else {
+                    match its(&self.vm) {
+                        Ok(its) => self.devices.push(its),
+                        Err(error) => self.no_its = Some(error.to_string()),
+                    }
                 }
             }
             Err(error) => self.no_gic = Some(error.to_string()),
@@ -236,6 +243,11 @@ impl<'s, 'b> Machine<'s, 'b> {
         (target, features): (u32, u32),
     ) -> Self {
         Machine { system, vcpus, ram, target, features, no_gic: None, no_its: None, devices, vm }
+    }
+
+    /// Whether its vCPUs have a PMU.
+    pub fn has_pmu(&self) -> bool {
+        self.features & 1 << PMU != 0
     }
 
     /// `/dev/kvm`.
@@ -292,6 +304,12 @@ impl<'s, 'b> Machine<'s, 'b> {
         }
         Ok(())
     }
+}
+
+/// Where a vCPU of this number says that it is: MPIDR_EL1's affinities, as KVM numbers them (`reset_mpidr` in
+/// `arch/arm64/kvm/sys_regs.c`).
+pub fn mpidr(number: u64) -> u64 {
+    (number & 0xf) | (number >> 4 & 0xff) << 8 | (number >> 12 & 0xff) << 16
 }
 
 fn first_word(features: u32, id: u64) -> u32 {

@@ -5,10 +5,11 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::View;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::ioapic::{Ioapic, PINS};
 use crate::devices::keyboard::{COMMAND, DATA, Keyboard};
@@ -131,11 +132,11 @@ impl Host {
     }
 }
 
-fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("some memory")
+fn memory() -> View {
+    View::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("some memory")
 }
 
-fn put(transport: &mut Transport, memory: &GuestMemoryMmap, register: u64, value: u32) {
+fn put(transport: &mut Transport, memory: &View, register: u64, value: u32) {
     transport.write(register, &value.to_le_bytes(), memory);
 }
 
@@ -145,7 +146,7 @@ fn place(queue: u32, part: u32) -> u32 {
 }
 
 /// What a driver does first.
-fn set_up(transport: &mut Transport, memory: &GuestMemoryMmap) {
+fn set_up(transport: &mut Transport, memory: &View) {
     for (register, value) in
         [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 5), (0x70, 11)]
     {
@@ -257,7 +258,7 @@ pub fn device(bytes: &[u8]) -> Reached {
 
 /// Nobody does anything any more: the device has enough soon, or each of its turns does something. A guest whose rings lie on top of
 /// each other can make work of work without end, in its own time; no device asks for a turn that it has nothing to do in.
-fn settle(transport: &mut Transport, host: &Host, memory: &GuestMemoryMmap) {
+fn settle(transport: &mut Transport, host: &Host, memory: &View) {
     let mut idle = 0;
     for _ in 0..TURNS {
         host.drain();
@@ -330,7 +331,7 @@ pub fn saved(bytes: &[u8]) -> Reached {
 }
 
 /// A state with values that these bytes say, and such rings in memory.
-fn chosen(dice: &mut Dice<'_>, like: &State, memory: &GuestMemoryMmap) -> State {
+fn chosen(dice: &mut Dice<'_>, like: &State, memory: &View) -> State {
     let mut state = like.clone();
     let usual = dice.byte() < 200;
     (state.status, state.features) = (15, 1 << 32 | u64::from(dice.byte() & 0x20));

@@ -27,6 +27,8 @@ use crate::Error;
 pub enum End {
     /// The guest asked for a reset, by the keyboard controller or by a triple fault.
     Reset,
+    /// The guest switched itself off.
+    Off,
     /// The time was over.
     TimeOver,
     /// Somebody outside asked for it.

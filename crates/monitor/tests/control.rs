@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use evenkeel_monitor::Error;
 use evenkeel_monitor::confine::{Mode, Report};
 use evenkeel_monitor::control::client::ClientError;
-use evenkeel_monitor::control::protocol::{Answer, Code, Event, Happened, LONGEST, Phase, Saved, Snapshot};
+use evenkeel_monitor::control::protocol::{
+    Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Saved, Snapshot,
+};
 use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, listen, serve};
 
 /// A machine whose guest counts: it must go on counting, whatever clients do.
@@ -64,6 +66,19 @@ impl Operated for Counting {
         to.write_all(b"all of it").map_err(|e| Error::Control(e.to_string()))?;
         Ok(Saved { bytes: 9, paused_seconds: 0.25, ..Saved::default() })
     }
+
+    fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        let failed = |e: std::io::Error| Error::Control(e.to_string());
+        match (step, to) {
+            (Leave::Memory, _) => {
+                let mut file = tempfile::tempfile().map_err(failed)?;
+                file.write_all(b"memory").map_err(failed)?;
+                Ok((6, Some(file.into())))
+            }
+            (Leave::State, Some(to)) => to.write_all(b"state").map(|()| (5, None)).map_err(failed),
+            _ => Ok((0, None)),
+        }
+    }
 }
 
 struct Setting {
@@ -84,7 +99,7 @@ impl Setting {
         let machine = Arc::new(Counting { phase, beats, stands, slow });
         let listener = listen(&dir.path().join("socket")).unwrap();
         let confinement = Report { mode, ..Report::default() };
-        let about = About { vcpus: 2, memory_bytes: 1 << 20, confinement };
+        let about = About { vcpus: 2, memory_bytes: 1 << 20, epoch: 1, confinement };
         let (server, worker, ending) = serve(listener, about, Arc::new(Metrics::default())).unwrap();
         let (one, two, guest) = (machine.clone(), machine.clone(), machine.clone());
         let threads = vec![
@@ -456,4 +471,65 @@ fn who_goes_away_in_the_middle_of_its_work_is_missed_by_nobody() {
     ask(&mut client, Command::Resume).unwrap();
     setting.is_well();
     setting.end();
+}
+
+fn step(client: &mut Client, step: Leave, to: Option<&File>) -> Result<Left, Code> {
+    match client.ask(Command::Leave(step), to.map(AsFd::as_fd), &mut |_| {}) {
+        Ok(Answer::Left(left)) => Ok(left),
+        Ok(other) => panic!("{other:?}"),
+        Err(ClientError::Refused(refused)) => Err(refused.code),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_guest_that_is_moved_gives_its_memory_and_goes_on_when_its_mover_is_gone() {
+    let setting = Setting::quick();
+    let mut other = Client::connect(&setting.path()).unwrap();
+    let mut mover = Client::connect(&setting.path()).unwrap();
+    assert_eq!(step(&mut mover, Leave::Memory, None).unwrap().bytes, 6);
+    let mut memory = File::from(mover.passed().expect("the file of its memory"));
+    let mut held = String::new();
+    std::io::Seek::rewind(&mut memory).unwrap();
+    memory.read_to_string(&mut held).unwrap();
+    assert_eq!(held, "memory");
+    step(&mut mover, Leave::Pause, None).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    assert_eq!(step(&mut mover, Leave::State, Some(&file)).unwrap().bytes, 5);
+    assert_eq!(step(&mut mover, Leave::State, None), Err(Code::Target), "no file came");
+    // Nobody else has a say meanwhile.
+    assert_eq!(step(&mut other, Leave::Back(None), None), Err(Code::Leaving));
+    for command in [Command::Resume, Command::Stop, Command::Pause] {
+        let refused = other.ask(command, None, &mut |_| {});
+        assert!(matches!(refused, Err(ClientError::Refused(why)) if why.code == Code::Leaving));
+    }
+    assert_eq!(setting.machine.phase().0, Phase::Paused);
+    drop(mover);
+    let begin = Instant::now();
+    while setting.machine.phase().0 != Phase::Running {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it stands though its mover is gone");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(other.ask(Command::Pause, None, &mut |_| {}).is_ok());
+}
+
+#[test]
+fn a_guest_that_was_given_away_stands_until_somebody_knows_its_token() {
+    let setting = Setting::quick();
+    let token = "0123456789abcdef0123456789abcdef".to_owned();
+    let mut mover = Client::connect(&setting.path()).unwrap();
+    step(&mut mover, Leave::Pause, None).unwrap();
+    step(&mut mover, Leave::Commit(token.clone()), None).unwrap();
+    drop(mover);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(setting.machine.phase().0, Phase::Paused);
+    let mut other = Client::connect(&setting.path()).unwrap();
+    match other.ask(Command::Status, None, &mut |_| {}).unwrap() {
+        Answer::Status(status) => assert_eq!(status.leaving.unwrap().token.as_ref(), Some(&token)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(step(&mut other, Leave::Back(None), None), Err(Code::Leaving));
+    assert_eq!(step(&mut other, Leave::Gone("f".repeat(32)), None), Err(Code::Leaving));
+    step(&mut other, Leave::Back(Some(token)), None).unwrap();
+    assert_eq!(setting.machine.phase().0, Phase::Running);
 }

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use evenkeel_monitor::board::{Board, Runs};
 use evenkeel_monitor::devices::virtio::{Device, block::Block, entropy::Entropy};
 use evenkeel_monitor::linux::Boot;
-use evenkeel_monitor::pc::{Board, Pc};
+use evenkeel_monitor::pc::Pc;
 use evenkeel_monitor::{End, Irqchip, Machine, Phase, Shape};
 use evenkeel_state::Noting;
 use evenkeel_state::x86::{self, Options};

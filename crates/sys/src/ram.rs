@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vm_memory::{FileOffset, MmapRegion};
 
-use crate::{Errno, Refusal};
+use crate::{Errno, Marks, Refusal};
 
 /// A mapping that is shared with the kernel or with a guest, either of which may change it at any moment: bytes are
 /// copied in and out, and no reference to them exists.
@@ -19,7 +19,7 @@ pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
     /// Whoever unmaps it, if this does not.
-    owner: Option<Arc<MmapRegion>>,
+    owner: Option<Arc<MmapRegion<Marks>>>,
 }
 
 // SAFETY: the mapping is not bound to a thread, and it is accessed by copies only.
@@ -39,7 +39,7 @@ impl Mapping {
     }
 
     /// What rust-vmm has mapped, without mapping it again.
-    fn lent(region: Arc<MmapRegion>) -> Result<Mapping, Refusal> {
+    fn lent(region: Arc<MmapRegion<Marks>>) -> Result<Mapping, Refusal> {
         let base = NonNull::new(region.as_ptr()).ok_or_else(|| Refusal::Nonsense("mmap at 0".to_owned()))?;
         Ok(Mapping { base, len: region.size(), owner: Some(region) })
     }
@@ -119,7 +119,7 @@ impl std::error::Error for Outside {}
 pub struct Ram {
     file: Arc<File>,
     map: Mapping,
-    region: Arc<MmapRegion>,
+    region: Arc<MmapRegion<Marks>>,
 }
 
 impl Ram {
@@ -154,9 +154,16 @@ impl Ram {
         self.map.read(at, into)
     }
 
-    /// Copies bytes in.
+    /// Copies bytes in, and marks them as written.
     pub fn write(&self, at: usize, from: &[u8]) -> Result<(), Outside> {
-        self.map.write(at, from)
+        self.map.write(at, from)?;
+        self.marks().wrote(at as u64, from.len() as u64);
+        Ok(())
+    }
+
+    /// What this process wrote into it, by any way but its file.
+    pub fn marks(&self) -> &Marks {
+        self.region.bitmap()
     }
 
     /// The file behind it. What is written to the file itself is in the memory, and nothing that guards the mapping notices.
@@ -165,7 +172,7 @@ impl Ram {
     }
 
     /// The mapping in rust-vmm's terms.
-    pub fn region(&self) -> &Arc<MmapRegion> {
+    pub fn region(&self) -> &Arc<MmapRegion<Marks>> {
         &self.region
     }
 

@@ -80,7 +80,7 @@ fn connect(socket: &Path) -> Result<Client, Failure> {
     Client::connect(socket).map_err(|e| failed(socket, &e))
 }
 
-fn failed(socket: &Path, error: &ClientError) -> Failure {
+pub fn failed(socket: &Path, error: &ClientError) -> Failure {
     let hint = match error {
         ClientError::Refused(refused) => refused.hint.clone(),
         ClientError::Io(e) => match e.kind() {
@@ -121,6 +121,7 @@ fn tell(answer: Answer, global: Global) -> Result<u8, Failure> {
             "saved: {bytes} bytes in {seconds:.3} s; the guest stood still for {:.3} ms of it\n",
             paused_seconds * 1e3
         ),
+        Answer::Left(_) => String::new(),
         Answer::Error(refused) => {
             return Err(Failure { exit: 3, ..Failure::bad(refused.message, refused.hint) });
         }

@@ -9,8 +9,8 @@ pub mod confinement;
 pub mod control;
 pub mod diff;
 pub mod explain;
-#[cfg(target_arch = "x86_64")]
 mod guest;
+pub mod handing;
 pub mod hosts;
 pub mod lab;
 pub mod matrix;
@@ -19,16 +19,16 @@ pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
-#[cfg(target_arch = "x86_64")]
 pub mod operate;
 pub mod predict;
 pub mod registers;
 pub mod restore;
-#[cfg(target_arch = "x86_64")]
 mod restore_machine;
 pub mod rounds;
 #[cfg(target_arch = "x86_64")]
 pub mod run;
+#[cfg(target_arch = "aarch64")]
+pub mod run_arm64;
 pub mod schema;
 pub mod seal;
 pub mod snapshot;

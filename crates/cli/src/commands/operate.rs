@@ -1,18 +1,18 @@
 //! A machine that runs confined, and is operated through its control socket.
 
 use std::fs::File;
-use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::confine::preflight::{Missing, Need, Passed};
 use evenkeel_monitor::confine::{Audited, Confinement, Mode, Thread};
 use evenkeel_monitor::control::metrics::Device;
-use evenkeel_monitor::control::protocol::{Phase, Saved};
+use evenkeel_monitor::control::protocol::{Leave, Phase, Saved};
 use evenkeel_monitor::control::{About, Operated, listen, serve};
-use evenkeel_monitor::pc::Pc;
 use evenkeel_monitor::{End, Error, Phase as Life};
 use evenkeel_sys::Live;
 
@@ -42,10 +42,15 @@ pub struct Operating {
 pub struct Operator {
     mode: Mode,
     listener: Option<UnixListener>,
+    /// How often its guest moved, and once more.
+    pub epoch: u64,
 }
 
 /// Saves a machine that runs or stands into a file; tells bytes done and in all.
 pub type Save<'s> = dyn Fn(&mut File, &dyn Fn(u64, u64)) -> Result<Saved, Error> + Sync + 's;
+
+/// Does a step of a guest that moves away.
+pub type Leaves<'s> = dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
 
 impl From<Missing> for Failure {
     fn from(missing: Missing) -> Failure {
@@ -102,22 +107,24 @@ impl Operating {
             let hint = "names are `kvm` and `control`";
             return Err(Failure::bad(format!("--pass: nothing here takes {}", left.join(", ")), hint));
         }
-        Ok(Operator { mode, listener })
+        Ok(Operator { mode, listener, epoch: 1 })
     }
 }
 
-struct Machine<'r, 'm, 'b, W: Write> {
-    pc: &'r Pc<'m, 'b, W>,
+struct Machine<'r, R> {
+    pc: &'r R,
     save: &'r Save<'r>,
+    leave: &'r Leaves<'r>,
 }
 
-impl<W: Write + Send> Operated for Machine<'_, '_, '_, W> {
+impl<R: Runs> Operated for Machine<'_, R> {
     fn phase(&self) -> (Phase, Option<String>) {
         match self.pc.life().phase() {
             Life::Ready => (Phase::Ready, None),
             Life::Running => (Phase::Running, None),
             Life::Paused => (Phase::Paused, None),
             Life::Ended(End::Reset) => (Phase::Ended, Some("the guest asked for a reset".to_owned())),
+            Life::Ended(End::Off) => (Phase::Ended, Some("the guest switched itself off".to_owned())),
             Life::Ended(End::TimeOver) => (Phase::Ended, Some("the time was over".to_owned())),
             Life::Ended(End::Stopped) => (Phase::Ended, Some("stopped".to_owned())),
             Life::Ended(End::Failed(why)) => (Phase::Ended, Some(why)),
@@ -143,6 +150,10 @@ impl<W: Write + Send> Operated for Machine<'_, '_, '_, W> {
     fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
         (self.save)(to, progress)
     }
+
+    fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        (self.leave)(step, to)
+    }
 }
 
 impl Operator {
@@ -150,11 +161,12 @@ impl Operator {
     ///
     /// # Errors
     /// The process cannot be confined.
-    pub fn run<W: Write + Send>(
+    pub fn run(
         self,
-        pc: &Pc<'_, '_, W>,
+        pc: &impl Runs,
         limit: Option<Duration>,
         save: &Save<'_>,
+        leave: &Leaves<'_>,
     ) -> Result<End, Failure> {
         let confinement = Confinement::begin(self.mode).map_err(|e| {
             let hint = "--confine off runs it unconfined";
@@ -166,8 +178,9 @@ impl Operator {
         pc.confine(confinement.clone());
         let board = pc.board();
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
-        let about = About { vcpus, memory_bytes, confinement: confinement.report().clone() };
-        let machine = Machine { pc, save };
+        let about =
+            About { vcpus, memory_bytes, epoch: self.epoch, confinement: confinement.report().clone() };
+        let machine = Machine { pc, save, leave };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;
         let end = std::thread::scope(|scope| {

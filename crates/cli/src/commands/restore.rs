@@ -38,7 +38,6 @@ pub struct Restore {
     /// Where to write what became of it, as JSON.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
-    #[cfg(target_arch = "x86_64")]
     #[command(flatten)]
     pub(super) machine: super::restore_machine::Options,
 }
@@ -120,7 +119,6 @@ impl Restore {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             guests: Vec::new(),
         };
-        #[cfg(target_arch = "x86_64")]
         if self.machine.run {
             let [path] = &self.capsules[..] else {
                 return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use evenkeel_contract::View;
-use evenkeel_monitor::pc::Board;
+use evenkeel_monitor::board::Board;
 use evenkeel_state::translate::{Destination, translate};
 use evenkeel_surface::Surface;
 

@@ -144,6 +144,7 @@ const CHECKED: &str = "builds with debug assertions look, others do not";
 const SETTLES: &str = "only with local timers to settle";
 const NO_DRIVER: &str = "only with a guest that has a driver for the device";
 const NEWER: &str = "older kernels have not got it, or not for this VM";
+const MOVES: &str = "only when a guest moves away";
 const STATE: &str = "what a vCPU or the VM is at";
 const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
 
@@ -198,6 +199,7 @@ pub const RULES: &[Rule] = &[
     any("sendto", CONTROL, "answers and events"),
     any("getsockopt", CONTROL, "who a client is"),
     with("fcntl", Only::Is(1, 3), "F_GETFL", CONTROL, "whether a descriptor that was passed can be written"),
+    any("sendmsg", CONTROL, "the file of its memory, for who moves the guest").seldom(MOVES),
     any("fstat", CONTROL, "whether a descriptor that was passed is a file"),
     any("read", CONTROL, "the bell that says that work is done"),
     // Snapshots.
@@ -205,6 +207,12 @@ pub const RULES: &[Rule] = &[
     any("lseek", SNAPSHOT, "the file of a snapshot"),
     any("fdatasync", SNAPSHOT, "the file of a snapshot"),
     any("getrandom", SNAPSHOT, "the id of a snapshot"),
+    // A guest that moves away.
+    with("fcntl", Only::Is(1, 1030), "F_DUPFD_CLOEXEC", SNAPSHOT, "the file of its memory").seldom(MOVES),
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged").seldom(MOVES),
+    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(MOVES),
+    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
+    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
     ioctl(&r::KVM_CHECK_EXTENSION, SNAPSHOT, "what there is to be saved"),
     #[cfg(target_arch = "x86_64")]
     ioctl(&r::KVM_GET_MSR_INDEX_LIST, SNAPSHOT, STATE),

@@ -40,6 +40,35 @@ pub enum Command {
     Metrics,
     /// From now on, tell this client what happens.
     Subscribe,
+    /// A step of a guest that moves away: what `evenkeel migrate` and `evenkeel update` say (docs/handover.md).
+    Leave(Leave),
+}
+
+/// The steps of a guest that moves away. Who asks for the first one is the mover: until it lets go, the machine refuses what
+/// others want of it, and if it goes away, the guest goes on here, unless the right to run was given away by then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leave {
+    /// What the machine is, without what it is at, goes into the file that was passed: a capsule without memory.
+    Offer,
+    /// The file of its memory comes with the answer (SCM_RIGHTS).
+    Memory,
+    /// From now on, what is written to memory is remembered.
+    Track,
+    /// What was written since the last time goes into the file that was passed: for each 64 pages a little-endian word, from the
+    /// beginning of memory on.
+    Written,
+    /// Every vCPU and device stands.
+    Pause,
+    /// What it is at goes into the file that was passed: a capsule without memory.
+    State,
+    /// The right to run is about to be given away under this token (in hexadecimal): the guest goes on here only if somebody
+    /// who knows the token says so.
+    Commit(String),
+    /// The guest goes on here; with the token, where the right to run was about to be given away.
+    Back(Option<String>),
+    /// The guest runs elsewhere: it ends here. With the token.
+    Gone(String),
 }
 
 /// Where a snapshot goes.
@@ -90,6 +119,8 @@ pub enum Answer {
     Metrics(Metrics),
     /// To `subscribe`.
     Subscribed(Nothing),
+    /// To `leave`: the step is done.
+    Left(Left),
     /// To anything that was not done.
     Error(Refused),
 }
@@ -117,6 +148,16 @@ pub struct Saved {
     pub seconds: f64,
     /// For how long of that the guest stood still, in seconds; nothing if it was paused before.
     pub paused_seconds: f64,
+}
+
+/// A step of a move is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Left {
+    /// Bytes in the file that was passed, or of the one that comes.
+    pub bytes: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
 }
 
 /// Prometheus text.
@@ -177,11 +218,25 @@ pub struct Status {
     pub vcpus: u32,
     /// Bytes of its memory.
     pub memory_bytes: u64,
+    /// How often it moved, and once more: who has an older epoch must not write to its storage.
+    pub epoch: u64,
+    /// It is about to move away, or did not hear whether it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
     /// Work in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
     /// What the process is confined to.
     pub confinement: Report,
+}
+
+/// A guest that is about to move away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Leaving {
+    /// The token under which the right to run was, or was about to be, given away. The guest stands, and goes on only with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// What something in progress is at.
@@ -241,6 +296,8 @@ pub enum Code {
     Confined,
     /// Not from where the machine is.
     Phase,
+    /// The guest is moving away, and this is not for whoever asked.
+    Leaving,
     /// It was tried, and did not succeed.
     Failed,
 }

@@ -1,5 +1,6 @@
 //! Linux as a guest: its image, its command line and its initial file system in memory, and a vCPU at its entry.
 
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 

@@ -2,12 +2,13 @@
 
 use std::io::Seek;
 
+use crate::View;
 use evenkeel_sys::requests::{KVM_GET_REGS, KVM_SET_REGS};
 use evenkeel_sys::{Ram, Vcpu, layout::X86_REGS};
 use linux_loader::configurator::{BootConfigurator, BootParams, linux::LinuxBootConfigurator};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, Cmdline, Elf, KernelLoader, load_cmdline};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::Boot;
 use crate::Error;
@@ -31,7 +32,7 @@ const E820_RAM: u32 = 1;
 ///
 /// # Errors
 /// The image is none, or something does not fit.
-pub fn load(memory: &GuestMemoryMmap, ram: &Ram, boot: &mut Boot, acpi: u64) -> Result<u64, Error> {
+pub fn load(memory: &View, ram: &Ram, boot: &mut Boot, acpi: u64) -> Result<u64, Error> {
     let wrong = |what: &str, e: &dyn std::fmt::Display| Error::Image(format!("{what}: {e}"));
     let start = Some(GuestAddress(HIGH));
     let bz = BzImage::load(memory, None, &mut boot.kernel, start);

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
+use crate::View;
 use evenkeel_sys::{Exit, Runner};
-use vm_memory::GuestMemoryMmap;
 
 use super::{MMIO, Pc, Slot, lock};
 use crate::Error;
@@ -59,7 +59,7 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
     }
 
     /// An access to a virtio device's registers, and its interrupt line afterwards.
-    fn mmio(&self, address: u64, access: impl FnOnce(&mut Transport, u64, &GuestMemoryMmap)) {
+    fn mmio(&self, address: u64, access: impl FnOnce(&mut Transport, u64, &View)) {
         let Some(from) = address.checked_sub(u64::from(MMIO)) else { return };
         let (index, at) = ((from / LENGTH) as usize, from % LENGTH);
         let mut devices = lock(&self.devices);

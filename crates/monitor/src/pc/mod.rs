@@ -1,33 +1,29 @@
 //! A PC for Linux: in-kernel or split irqchip, a serial port, virtio devices on MMIO, and a thread a vCPU.
 //!
 //! * [`Pc::new`] boots a kernel, [`Pc::restored`] goes on with a saved guest.
-//! * [`Pc::run`] runs it to its end; its [`Life`] pauses and resumes it meanwhile.
-//! * [`Pc::save`], while it is paused, gives its state and its sections for a capsule.
+//! * [`Runs::run`] runs it to its end; its [`Life`](crate::Life) pauses and resumes it meanwhile.
+//! * [`Runs::save`], while it is paused, gives its state and its sections for a capsule.
 
-mod board;
 mod exits;
 mod run;
 mod save;
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evenkeel_sys::{Ram, Vcpu};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use crate::View;
+use evenkeel_sys::Vcpu;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, Place};
-use crate::confine::Confinement;
-use crate::control::metrics::{self, Metrics};
+use crate::board::{Board, Records, Runs};
+use crate::chassis::Chassis;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::serial::Port;
 use crate::devices::virtio::{Device, LENGTH, Transport};
-use crate::life::Life;
 use crate::linux::{Boot, x86_64 as linux};
 use crate::{Error, Machine};
-
-pub use board::{Board, Placed, Record, Records};
-pub use save::SavedPc;
 
 /// Where the registers of virtio devices are: in the hole below 4 GiB, away from APICs and firmware.
 const MMIO: u32 = 0xd000_0000;
@@ -58,13 +54,9 @@ pub struct Pc<'m, 'b, W: Write> {
     machine: &'m Machine<'m, 'b>,
     vcpus: &'m [Vcpu<'b>],
     interrupts: Arc<Interrupts<'m, 'b>>,
-    memory: GuestMemoryMmap,
+    memory: View,
     devices: Mutex<Devices<'m, 'b, W>>,
-    life: Life,
-    confinement: OnceLock<Confinement>,
-    metrics: Arc<Metrics>,
-    /// What the devices had done when they were last asked.
-    counted: Mutex<Vec<metrics::Device>>,
+    chassis: Chassis,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -141,54 +133,6 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
         let serial = Port::new(interrupts.clone(), output);
         let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });
-        Ok(Pc {
-            machine,
-            vcpus,
-            interrupts,
-            memory,
-            devices,
-            life: Life::new()?,
-            confinement: OnceLock::new(),
-            metrics: Arc::default(),
-            counted: Mutex::default(),
-        })
-    }
-
-    /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls [`Pc::run`].
-    /// The first word counts.
-    pub fn confine(&self, confinement: Confinement) {
-        let _ = self.confinement.set(confinement);
-    }
-
-    /// Its counters.
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
-    }
-
-    /// What its devices did; as they were asked the last time, if one of them is at work.
-    pub fn device_counts(&self) -> Vec<metrics::Device> {
-        let mut counted = lock(&self.counted);
-        if let Ok(devices) = self.devices.try_lock() {
-            *counted = (0..)
-                .zip(&devices.virtio)
-                .map(|(index, slot)| {
-                    let device = slot.transport.device();
-                    let name = format!("{}{index}", board::virtio_kind(device.kind()));
-                    let did = device.counts();
-                    metrics::Device { name, requests: did.requests, bytes: did.bytes }
-                })
-                .collect();
-        }
-        counted.clone()
-    }
-
-    /// What pauses, resumes and stops it.
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// Its memory.
-    pub fn ram(&self) -> &Arc<Ram> {
-        self.machine.ram()
+        Ok(Pc { machine, vcpus, interrupts, memory, devices, chassis: Chassis::new()? })
     }
 }

@@ -1,18 +1,23 @@
 //! A machine that stands: its state, and what its devices are at, out of it and into it.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
 
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
-use evenkeel_state::{Cpu, Manifest, Parts, Retire, Saved, x86};
-use evenkeel_sys::{Error as CallError, Exit};
+use evenkeel_state::{Manifest, Parts, x86};
+use evenkeel_sys::{Ram, Vm};
 
-use super::board::{Board, Placed, Record, Records, virtio_kind};
 use super::{Pc, Slot, lock};
 use crate::Error;
+use crate::board::{Board, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::confine::Confinement;
+use crate::control::metrics::{self, Metrics};
 use crate::devices::serial::PORTS;
 use crate::devices::{ioapic, keyboard};
-use crate::life::{Life, Phase};
+use crate::life::{End, Life, Phase};
+use crate::threads::{self, cpus, standing};
 
 /// The names of devices that every machine has, or one with a split irqchip.
 const SERIAL: &str = "serial";
@@ -22,32 +27,8 @@ const IOAPIC: &str = "ioapic";
 const VIRTIO: &str = "virtio";
 const SERIAL_IRQ: u32 = 4;
 
-/// What is saved of a machine beside its memory.
-#[derive(Debug)]
-pub struct SavedPc {
-    /// The state that KVM keeps.
-    pub saved: Saved,
-    /// The board and its devices: critical sections.
-    pub sections: Vec<Section>,
-}
-
-/// A vCPU that stands in its own thread.
-struct Standing<'l>(&'l Life, usize);
-
-impl Retire for Standing<'_> {
-    fn retire(&mut self) -> Result<Exit, CallError> {
-        // It came to stand with nothing pending.
-        Ok(Exit::Interrupted)
-    }
-
-    fn settle(&mut self) -> Result<Exit, CallError> {
-        self.0.settle(self.1)
-    }
-}
-
-impl<'b, W: Write + Send> Pc<'_, 'b, W> {
-    /// What the machine is.
-    pub fn board(&self) -> Board {
+impl<W: Write + Send> Runs for Pc<'_, '_, W> {
+    fn board(&self) -> Board {
         let shape = self.machine.shape();
         let placed = |name: &str, kind: &str, at: u64, irq: u32| Placed {
             name: name.to_owned(),
@@ -75,22 +56,51 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         }
     }
 
-    /// What the machine is at, beside its memory. It is paused, and stays so.
-    ///
-    /// # Errors
-    /// It is not paused, or KVM gives something away that it should not.
-    pub fn save(&self, manifest: &Manifest) -> Result<SavedPc, Error> {
-        if self.life.phase() != Phase::Paused {
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error> {
+        if self.chassis.life.phase() != Phase::Paused {
             return Err(Error::Device("a machine is saved while it is paused".to_owned()));
         }
-        let mut standing: Vec<Standing<'_>> =
-            (0..self.vcpus.len()).map(|index| Standing(&self.life, index)).collect();
-        let cpus = self.vcpus.iter().zip(&mut standing);
-        let cpus = cpus.map(|(vcpu, standing)| Cpu { vcpu, retire: Some(standing) }).collect();
+        let mut standing = standing(&self.chassis.life, self.vcpus.len());
+        let cpus = cpus(self.vcpus, &mut standing);
         let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
-        Ok(SavedPc { saved, sections: self.board().sections(&self.records()) })
+        Ok(SavedMachine { saved, sections: self.sections() })
     }
 
+    fn sections(&self) -> Vec<Section> {
+        self.board().sections(&self.records())
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
+    }
+
+    fn life(&self) -> &Life {
+        &self.chassis.life
+    }
+
+    fn run(&self, limit: Option<Duration>) -> End {
+        threads::run(self, limit)
+    }
+
+    fn ram(&self) -> &Arc<Ram> {
+        self.machine.ram()
+    }
+
+    fn confine(&self, confinement: Confinement) {
+        self.chassis.confine(confinement);
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.chassis.metrics
+    }
+
+    fn device_counts(&self) -> Vec<metrics::Device> {
+        let devices = self.devices.try_lock().ok();
+        self.chassis.counts(devices.as_ref().map(|d| d.virtio.iter().map(|slot| &slot.transport)))
+    }
+}
+
+impl<'b, W: Write + Send> Pc<'_, 'b, W> {
     /// What the devices are at.
     fn records(&self) -> Records {
         let devices = lock(&self.devices);

@@ -1,7 +1,8 @@
 //! A driver: what a guest does with a virtio device on MMIO, in memory of the test's.
 
+use evenkeel_monitor::View;
 use evenkeel_monitor::devices::virtio::{Device, Transport};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Where a queue's parts are: 64 KiB each.
 const RINGS: u64 = 0x10_0000;
@@ -29,7 +30,7 @@ struct Ring {
 }
 
 pub struct Driver {
-    pub memory: GuestMemoryMmap,
+    pub memory: View,
     pub transport: Transport,
     rings: Vec<Ring>,
     buffer: u64,
@@ -39,11 +40,16 @@ fn at(queue: usize, part: u64) -> u64 {
     RINGS + queue as u64 * 0x3_0000 + part * 0x1_0000
 }
 
+/// Where a queue's used ring begins.
+pub fn used_ring(queue: usize) -> u64 {
+    at(queue, 2)
+}
+
 impl Driver {
     /// Finds the device, takes these of its features, and sets its queues up.
     pub fn new(device: Box<dyn Device>, features: u64) -> Driver {
         let sizes = device.queues().to_vec();
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let memory = View::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let transport = Transport::new(device).unwrap();
         let rings = sizes.iter().map(|size| Ring { size: *size, next: 0, added: 0, seen: 0 }).collect();
         let mut it = Driver { memory, transport, rings, buffer: BUFFERS };

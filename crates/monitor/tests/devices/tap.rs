@@ -24,7 +24,7 @@ fn a_tap_takes_what_it_knows_and_refuses_by_name_what_it_does_not() {
     // A guest's state with an offload that this card was not promised is refused.
     let mut promised = Transport::new(Box::new(card(0x03).unwrap())).unwrap().state();
     promised.features = 1 << 32 | 1 << 7;
-    let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 0x1000)]).unwrap();
+    let memory = evenkeel_monitor::View::from_ranges(&[(vm_memory::GuestAddress(0), 0x1000)]).unwrap();
     Transport::new(Box::new(card(0x03).unwrap())).unwrap().set_state(&promised, &memory).unwrap();
     let mut bare = Transport::new(Box::new(card(0).unwrap())).unwrap();
     assert!(bare.set_state(&promised, &memory).unwrap_err().to_string().contains("0x80"));

@@ -1,9 +1,10 @@
 //! The registers that all devices have, and what of a saved state is refused.
 
 use evenkeel_capsule::cbor;
+use evenkeel_monitor::View;
 use evenkeel_monitor::devices::virtio::entropy::Entropy;
 use evenkeel_monitor::devices::virtio::{State, Transport};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use crate::driver::{Driver, MEMORY, Part};
 
@@ -82,6 +83,6 @@ fn no_state_is_taken_that_a_device_cannot_be_at() {
     assert!(transport.set_record(&[&bytes[..], &[0]].concat(), &memory).is_err());
     assert_eq!(transport.state(), good, "what is refused changes nothing");
     // In less memory the same state is refused.
-    let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let small = View::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     assert!(transport.set_record(&bytes, &small).is_err());
 }

@@ -149,8 +149,10 @@ impl<'g, 'b> Restoring<'_, 'g, 'b> {
             },
             Role::Vm | Role::System => self.parts.vm,
         };
-        // Writing GITS_CBASER and GITS_BASER puts attributes of memory into them that are not there in a fresh VM.
-        if group == ITS && ask::attribute(fd, group, attr, value.len())? == value {
+        // Writing GITS_CBASER, GITS_BASER, GICR_PROPBASER or GICR_PENDBASER puts attributes of memory into them that are not
+        // there in a fresh VM, and in a guest without an ITS never are.
+        let tables = group == REDIST && place::LPI_TABLES.contains(&(attr & 0xffff_ffff));
+        if (group == ITS || tables) && ask::attribute(fd, group, attr, value.len())? == value {
             return Ok(());
         }
         // Registers that only set bits: what must not be set is cleared first. SGIs are enabled in a fresh VM.

@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use evenkeel_monitor::pc::Pc;
+use evenkeel_monitor::board::Runs;
+use evenkeel_monitor::control::protocol::Leave;
 use evenkeel_monitor::{End, Life};
 use evenkeel_state::Noting;
 
 use super::super::operate::Operator;
+use super::leave::Leaver;
 use super::save::{Luggage, save, save_to};
 use super::{Running, failed};
 use crate::failure::Failure;
@@ -62,7 +64,7 @@ impl Write for Console {
 
 /// Runs a machine to its end, or saves it on the way.
 pub fn drive(
-    pc: &Pc<'_, '_, Console>,
+    pc: &impl Runs,
     noting: &Noting<'_>,
     luggage: &Luggage,
     running: &Running,
@@ -75,7 +77,9 @@ pub fn drive(
         let save = |file: &mut File, progress: &dyn Fn(u64, u64)| {
             save_to(pc, noting, luggage, file, running.compress, progress)
         };
-        return ended(operator.run(pc, limit, &save)?);
+        let leaver = Leaver::new(pc, noting, luggage);
+        let leave = |step: &Leave, to: Option<&mut File>| leaver.step(step, to);
+        return ended(operator.run(pc, limit, &save, &leave)?);
     }
     let (end, saved) = std::thread::scope(|scope| {
         let machine = scope.spawn(|| pc.run(limit));
@@ -90,7 +94,7 @@ pub fn drive(
         return saved.map(|()| 0);
     }
     match end {
-        End::Reset => Err(failed(&format!(
+        End::Reset | End::Off => Err(failed(&format!(
             "the guest came to its end in {:.1} s, before it was to be saved",
             begin.elapsed().as_secs_f64()
         ))),
@@ -100,7 +104,7 @@ pub fn drive(
 
 fn ended(end: End) -> Result<u8, Failure> {
     match end {
-        End::Reset | End::Stopped => Ok(0),
+        End::Reset | End::Off | End::Stopped => Ok(0),
         End::TimeOver => Err(failed(&"the time is over")),
         End::Failed(why) => Err(failed(&why)),
     }

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use evenkeel_capsule::{Reader, cbor};
+use evenkeel_monitor::board::{Board, MEMORY_BEGINS, Records};
 use evenkeel_monitor::devices::virtio::{Device, block, entropy::Entropy, net};
-use evenkeel_monitor::pc::{Board, Pc, Records};
-use evenkeel_monitor::{Irqchip, Machine, Shape};
-use evenkeel_state::x86::{self, Options};
 use evenkeel_state::{Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::{Live, Ram, Slot, System};
 
 use super::contract::{carried, plan, preflight, setup};
+use super::engine::{self, Again};
 use super::save::Luggage;
 use super::{Console, Running, drive, failed};
 use crate::commands::restore::{One, not_kept};
@@ -44,7 +43,7 @@ pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) 
     let length = usize::try_from(board.memory).map_err(|e| failed(&e))?;
     let ram = Ram::new(length).map_err(|e| failed(&format!("memory for the guest: {e:?}")))?;
     let put = |address: u64, bytes: &[u8]| {
-        let at = usize::try_from(address).map_err(std::io::Error::other)?;
+        let at = usize::try_from(address - MEMORY_BEGINS).map_err(std::io::Error::other)?;
         ram.write(at, bytes).map_err(std::io::Error::other)
     };
     reader.load(put).map_err(|e| refused(&e))?;
@@ -52,7 +51,7 @@ pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) 
 }
 
 /// The devices that the board names, with the backends that were given again.
-fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
+pub fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
     let mut files = running.files()?.into_iter();
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     let mut cards = 0;
@@ -130,10 +129,9 @@ pub fn revive(
     let live = Live::new();
     let noting = Noting::new(&live);
     let system = System::open(&noting).map_err(|e| failed(&e))?;
-    let slot = Slot { number: 0, flags: 0, guest: 0, offset: 0, length: ram.len() as u64 };
-    let made = x86::remake(&system, &image.manifest, &[(slot, ram.clone())]).map_err(|e| failed(&e))?;
-    let report =
-        x86::restore(&mut made.parts(&system), image, &Options::default()).map_err(|e| failed(&e))?;
+    let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length: ram.len() as u64 };
+    let made = Again::make(&system, &image.manifest, slot, &ram).map_err(|e| failed(&e))?;
+    let (made, report) = made.set(&system, image).map_err(|e| failed(&e))?;
     one.took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
     one.parts = [report.kept, report.running, report.implied];
     one.not_kept = report.not_kept.iter().map(|part| not_kept(part, image)).collect();
@@ -152,13 +150,9 @@ pub fn revive(
         return Err(Failure { exit: 1, ..Failure::bad(message, hint) });
     }
 
-    let irqchip = Irqchip::by_name(&board.irqchip)
-        .ok_or_else(|| failed(&format!("the board has an irqchip `{}`", board.irqchip)))?;
-    let shape = Shape { irqchip, pit: irqchip == Irqchip::Kernel, memory: ram.len() };
-    let machine = Machine::adopt(&system, made.vm, ram, shape);
     let (console, heard) = Console::new(here.running.snapshot_at.as_deref());
-    let pc =
-        Pc::restored(&machine, &made.vcpus, &board, &records, devices, console).map_err(|e| failed(&e))?;
+    let machine = engine::machine(&system, made, ram, &board, image)?;
+    let machine = engine::board(&machine, &board, &records, devices, console).map_err(|e| failed(&e))?;
     *ran = true;
-    drive(&pc, &noting, &luggage, here.running, &heard, operator)
+    drive(&machine, &noting, &luggage, here.running, &heard, operator)
 }

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use evenkeel_capsule::{Draft, Exposed, Layout, Provenance, Region, Written};
 use evenkeel_contract::{Contract, document};
+use evenkeel_monitor::board::{MEMORY_BEGINS, Runs};
 use evenkeel_monitor::control::protocol::Saved;
-use evenkeel_monitor::pc::Pc;
 use evenkeel_monitor::{Error, Phase};
-use evenkeel_state::{Found, Guest, Noting};
+use evenkeel_state::{Found, Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::Ram;
 
 use super::failed;
+use crate::commands::moving::ARCH;
 use crate::commands::snapshot::random;
 use crate::failure::Failure;
 
@@ -43,35 +44,45 @@ impl Luggage {
         }
         Luggage { contract, exposure, kernel }
     }
+
+    fn onto(&self, guest: &mut Guest) {
+        guest.contract = Some(document::print(&self.contract).into_bytes());
+        guest.provenance = Some(Provenance {
+            tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+            kernel: self.kernel.clone(),
+            saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+            exposure: self.exposure.clone(),
+        });
+    }
 }
 
 /// What is saved of a paused machine beside its memory.
-struct Packed {
-    guest: Guest,
+pub struct Packed {
+    /// All of it.
+    pub guest: Guest,
     /// How long that took.
     took: Duration,
     gaps: Vec<Found>,
 }
 
-fn pack<W: Write + Send>(
-    pc: &Pc<'_, '_, W>,
-    noting: &Noting<'_>,
-    luggage: &Luggage,
-) -> Result<Packed, Failure> {
+pub fn pack(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Packed, Failure> {
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
     let saved = pc.save(&manifest).map_err(|e| failed(&e))?;
     let took = begin.elapsed();
     let mut guest = Guest::new(random()?, saved.saved.image);
     guest.machine = saved.sections;
-    guest.contract = Some(document::print(&luggage.contract).into_bytes());
-    guest.provenance = Some(Provenance {
-        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: luggage.kernel.clone(),
-        saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-        exposure: luggage.exposure.clone(),
-    });
+    luggage.onto(&mut guest);
     Ok(Packed { guest, took, gaps: saved.saved.gaps })
+}
+
+/// The same of a machine wherever it is, without what it is at: what another host has to know to say whether it can take it.
+pub fn outline(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Guest, Failure> {
+    let image = Image { arch: ARCH, manifest: noting.manifest(0).unwrap_or_default(), items: Vec::new() };
+    let mut guest = Guest::new(random()?, image);
+    guest.machine = pc.sections();
+    luggage.onto(&mut guest);
+    Ok(guest)
 }
 
 /// Writes a capsule with the memory of a machine that stands. `progress` hears bytes done and bytes in all.
@@ -83,12 +94,13 @@ fn write(
     progress: &dyn Fn(u64, u64),
 ) -> io::Result<Written> {
     let of = ram.len() as u64;
-    let regions = vec![Region { address: 0, length: of }];
+    let regions = vec![Region { address: MEMORY_BEGINS, length: of }];
     let layout = Layout { level: compress.then_some(1), alone, ..Layout::eager(regions) };
     let memory = |address: u64, into: &mut [u8]| {
-        let at = usize::try_from(address).map_err(io::Error::other)?;
+        let begin = address - MEMORY_BEGINS;
+        let at = usize::try_from(begin).map_err(io::Error::other)?;
         ram.read(at, into).map_err(io::Error::other)?;
-        progress((address + into.len() as u64).min(of), of);
+        progress((begin + into.len() as u64).min(of), of);
         Ok(())
     };
     let written = draft.write_with(&mut *file, &layout, memory).map_err(io::Error::other)?;
@@ -96,8 +108,8 @@ fn write(
 }
 
 /// Pauses a machine and saves it. It stays paused: whoever has the capsule may run it elsewhere.
-pub fn save<W: Write + Send>(
-    pc: &Pc<'_, '_, W>,
+pub fn save(
+    pc: &impl Runs,
     noting: &Noting<'_>,
     luggage: &Luggage,
     path: &Path,
@@ -128,8 +140,8 @@ pub fn save<W: Write + Send>(
 }
 
 /// Saves a machine into an open file. One that runs is paused for that, and goes on.
-pub fn save_to<W: Write + Send>(
-    pc: &Pc<'_, '_, W>,
+pub fn save_to(
+    pc: &impl Runs,
     noting: &Noting<'_>,
     luggage: &Luggage,
     file: &mut File,

@@ -32,9 +32,12 @@ pub struct Journey {
     /// How many vCPUs; several may be given. 1 and 4 when none is.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8))]
     vcpus: Vec<u32>,
-    /// The irqchip's place.
-    #[arg(long, default_value = "kernel", value_parser = ["kernel", "split"])]
-    irqchip: String,
+    /// The irqchip's place, on x86; `kernel`, if not given.
+    #[arg(long, value_parser = ["kernel", "split"])]
+    irqchip: Option<String>,
+    /// The contract of all of them; what all of the hosts keep by their bundled captures, if not given.
+    #[arg(long, value_name = "FILE", conflicts_with = "irqchip")]
+    contract: Option<PathBuf>,
     /// The guest's memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 96)]
     memory: u32,
@@ -120,8 +123,10 @@ struct Traveller {
 impl Journey {
     /// Makes all journeys. Exits with 0 when nothing was wrong, with 1 when something was.
     pub fn run(self, hosts: &[Host], guests: &[Host], cache: Cache, global: Global) -> Result<u8, Failure> {
-        if let Some(other) = hosts.iter().chain(guests).find(|h| h.kernel.arch != Arch::X86_64) {
-            return Err(Failure::bad(format!("{} is not for x86", other.name), "journeys are of x86 guests"));
+        let arch = hosts.first().map_or(Arch::X86_64, |host| host.kernel.arch);
+        if let Some(other) = hosts.iter().chain(guests).find(|h| h.kernel.arch != arch) {
+            let hint = "name hosts and a guest of one architecture: debian-6.1-arm64 is a guest for arm64";
+            return Err(Failure::bad(format!("{} is not for {}", other.name, arch.name()), hint));
         }
         if hosts.len() < 2 {
             return Err(Failure::bad("a journey is between two hosts", "name two or more"));
@@ -174,15 +179,27 @@ impl Journey {
 
     /// The contract that all of the hosts keep, by what is known of them: its digest and itself.
     fn contract(&self, hosts: &[Host]) -> Result<(String, String), Failure> {
+        if let Some(path) = &self.contract {
+            let contract = crate::commands::contract(path)?;
+            return Ok((document::digest(&contract), document::print(&contract)));
+        }
         let known: Vec<evenkeel_hosts::Host> =
             hosts.iter().map(|host| Ok(evenkeel_hosts::load(&host.name)?)).collect::<Result<_, Failure>>()?;
         let views: Vec<&View> = known
             .iter()
-            .map(|host| crate::commands::in_shape(host, &self.irqchip))
+            .map(|host| crate::commands::in_shape(host, self.shape(hosts[0].kernel.arch)))
             .collect::<Result<_, Failure>>()?;
         let names: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
         let contract = baseline(&views, &names.join(" + ")).contract;
         Ok((document::digest(&contract), document::print(&contract)))
+    }
+
+    /// What the machine is made as, by its name in captures.
+    fn shape(&self, arch: Arch) -> &str {
+        match arch {
+            Arch::X86_64 => self.irqchip.as_deref().unwrap_or("kernel"),
+            Arch::Aarch64 => "full",
+        }
     }
 
     fn pairs<'h>(&self, hosts: &'h [Host]) -> Vec<(&'h Host, &'h Host)> {
@@ -239,7 +256,7 @@ impl Journey {
         options: &Options,
     ) -> Result<Traveller, String> {
         let failed = |what: &str| format!("{}: {what}", host.name);
-        let binary = options.binary("evenkeel", Arch::X86_64).map_err(|e| failed(&e.to_string()))?;
+        let binary = options.binary("evenkeel", host.kernel.arch).map_err(|e| failed(&e.to_string()))?;
         let mut job = Job::new(binary).output(DISK);
         job.inputs.push((DISK.to_owned(), std::mem::take(&mut traveller.disk)));
         let mut args: Vec<String> = Vec::new();

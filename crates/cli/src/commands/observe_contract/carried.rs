@@ -193,6 +193,7 @@ pub fn out(plan: &Plan) -> Result<(Observation, Report, Vec<Again>), Failure> {
         },
         vcpu: Some(&vcpu),
         gic: if plan.initializes_gic() { Some(&gic) } else { None },
+        without_its: false,
         late: if plan.is_late() { Some(&late) } else { None },
         ran: &|vcpu, id| {
             carried.borrow_mut().note(Occasion::FirstRun, Some(id as u32), |a| a.reread(vcpu, id as u32))

@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
+use virtio_queue::{Queue, QueueT as _};
+use vm_memory::Bytes;
 
 use super::bell::Bell;
-use super::chain::{Chain, Popped, Side, pop};
+use super::chain::{Chain, Side};
+use super::turn::Turn;
 use super::{Counts, Device};
 use crate::Error;
 
@@ -108,48 +109,30 @@ impl Block {
     }
 
     /// Requests, until the ring is empty or others have their turn.
-    fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
-        let (mut used, mut work) = (false, 0);
-        // A ring holds at most this many: a driver that adds while we work notifies again.
-        for _ in 0..queue.size() {
-            if work >= TURN {
-                self.bell.ring();
-                break;
-            }
-            let (head, written) = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => {
-                    let head = chain.head;
-                    let (written, cost) = self.request(chain, memory);
-                    work += cost;
-                    (head, written)
-                }
-                Some(Popped::Malformed(head)) => {
-                    work += EACH;
-                    (head, 0)
-                }
-                None => break,
-            };
-            used |= queue.add_used(memory, head, written).is_ok();
+    fn serve(&mut self, queue: &mut Queue, memory: &View) -> bool {
+        let mut turn = Turn::new(TURN, EACH);
+        if turn.serve(queue, memory, |chain| Some(self.request(chain, memory))) {
+            self.bell.ring();
         }
-        used
+        turn.used()
     }
 
-    /// One request; returns how many bytes were written into the guest's memory, and what it counts as.
-    fn request(&mut self, chain: Chain, memory: &GuestMemoryMmap) -> (u32, usize) {
+    /// One request; returns how many bytes were written into the guest's memory, and what it counts as beside EACH.
+    fn request(&mut self, chain: Chain, memory: &View) -> (u32, usize) {
         let Chain { readable: mut from, writable: mut into, .. } = chain;
         let mut head = [0; 16];
         // The status byte is the last one.
         let Some(status) = into.split_last().filter(|_| from.read(&mut head, memory)) else {
-            return (0, EACH);
+            return (0, 0);
         };
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
-        let mut cost = EACH;
+        let mut cost = 0;
         let result = match word(0) {
             0 => self.read(sector, &mut into, memory),
             1 => self.write(sector, &mut from, memory),
             4 => {
-                cost += FLUSHED;
+                cost = FLUSHED;
                 if self.file.sync_data().is_ok() { OK } else { IO_ERROR }
             }
             8 => {
@@ -182,7 +165,7 @@ impl Block {
         (end <= self.config.bytes && (length as u64).is_multiple_of(SECTOR) && length <= MOST).then_some(from)
     }
 
-    fn read(&self, sector: u64, into: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+    fn read(&self, sector: u64, into: &mut Side, memory: &View) -> u8 {
         let length = into.left();
         let Some(from) = self.within(sector, length) else { return IO_ERROR };
         let mut piece = vec![0; PIECE.min(length)];
@@ -196,7 +179,7 @@ impl Block {
         OK
     }
 
-    fn write(&self, sector: u64, from: &mut Side, memory: &GuestMemoryMmap) -> u8 {
+    fn write(&self, sector: u64, from: &mut Side, memory: &View) -> u8 {
         let length = from.left();
         let place = self.within(sector, length).filter(|_| !self.config.read_only);
         let Some(place) = place else { return IO_ERROR };
@@ -241,25 +224,17 @@ impl Device for Block {
         self.counts
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.source())
+    fn bell(&self) -> Option<&Bell> {
+        Some(&self.bell)
     }
 
-    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
         self.serve(queue, memory)
     }
 
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, _: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, _: u64) -> bool {
         self.bell.silence();
         let ready = queues.first_mut().filter(|queue| queue.ready());
         ready.is_some_and(|queue| self.serve(queue, memory))
-    }
-
-    fn reset(&mut self) {
-        self.bell.silence();
-    }
-
-    fn resume(&mut self, _: &[Queue]) {
-        self.bell.ring();
     }
 }

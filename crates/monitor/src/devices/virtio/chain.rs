@@ -3,8 +3,9 @@
 //! rust-vmm's readers follow an indirect table of 65,535 entries in every chain, and walk the chain anew for each side. Here a chain
 //! has at most as many descriptors as its queue, what the driver must not do is refused, and nothing is kept but addresses.
 
+use crate::View;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// One side of a chain: where to read, or where to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub enum Popped {
 }
 
 /// The next request of a queue, if there is one.
-pub fn pop(queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<Popped> {
+pub fn pop(queue: &mut Queue, memory: &View) -> Option<Popped> {
     let most = usize::from(queue.size());
     let chain = queue.pop_descriptor_chain(memory)?;
     let head = chain.head_index();
@@ -50,11 +51,7 @@ pub fn pop(queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<Popped> {
     })
 }
 
-fn walk(
-    mut chain: DescriptorChain<&GuestMemoryMmap>,
-    most: usize,
-    memory: &GuestMemoryMmap,
-) -> Option<(Side, Side)> {
+fn walk(mut chain: DescriptorChain<&View>, most: usize, memory: &View) -> Option<(Side, Side)> {
     let (mut readable, mut writable) = (Side::default(), Side::default());
     let mut more = true;
     for _ in 0..most {
@@ -126,7 +123,7 @@ impl Side {
     }
 
     /// Fills this from the guest's memory; false if there is not as much.
-    pub fn read(&mut self, mut into: &mut [u8], memory: &GuestMemoryMmap) -> bool {
+    pub fn read(&mut self, mut into: &mut [u8], memory: &View) -> bool {
         while !into.is_empty() {
             let Some((address, length)) = self.next(into.len()) else { return false };
             let (now, later) = into.split_at_mut(length);
@@ -140,7 +137,7 @@ impl Side {
     }
 
     /// Puts this into the guest's memory; false if there is not as much room.
-    pub fn write(&mut self, mut from: &[u8], memory: &GuestMemoryMmap) -> bool {
+    pub fn write(&mut self, mut from: &[u8], memory: &View) -> bool {
         while !from.is_empty() {
             let Some((address, length)) = self.next(from.len()) else { return false };
             let (now, later) = from.split_at(length);

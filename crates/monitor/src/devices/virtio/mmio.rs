@@ -2,9 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::View;
 use evenkeel_capsule::cbor;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::{Device, VERSION_1};
 use crate::Error;
@@ -74,7 +74,7 @@ impl Transport {
     ///
     /// # Errors
     /// It is the state of another device, or none that a device can be at.
-    pub fn set_state(&mut self, state: &State, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    pub fn set_state(&mut self, state: &State, memory: &View) -> Result<(), Error> {
         let queues = state.check(self.device.queues(), self.offered(), memory)?;
         self.device.reset();
         self.device.set_state(&state.device.0)?;
@@ -84,7 +84,7 @@ impl Transport {
         self.selectors = state.selectors;
         self.interrupts = state.interrupts;
         if self.alive() {
-            self.device.resume(&self.queues);
+            self.device.resume();
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Transport {
     ///
     /// # Errors
     /// As [`Transport::set_state`], or it is no such record.
-    pub fn set_record(&mut self, bytes: &[u8], memory: &GuestMemoryMmap) -> Result<(), Error> {
+    pub fn set_record(&mut self, bytes: &[u8], memory: &View) -> Result<(), Error> {
         let state: State = cbor::read(bytes)
             .map_err(|(at, what)| Error::Device(format!("saved state, byte {at}: {what}")))?;
         self.set_state(&state, memory)
@@ -115,7 +115,7 @@ impl Transport {
     }
 
     /// The [`Transport::source`] became readable. The interrupt line may be another afterwards.
-    pub fn incoming(&mut self, memory: &GuestMemoryMmap) {
+    pub fn incoming(&mut self, memory: &View) {
         if !self.alive() {
             return self.device.reset();
         }
@@ -186,7 +186,7 @@ impl Transport {
     }
 
     /// A write of the guest at this offset.
-    pub fn write(&mut self, at: u64, data: &[u8], memory: &GuestMemoryMmap) {
+    pub fn write(&mut self, at: u64, data: &[u8], memory: &View) {
         // Configuration spaces here have nothing to write.
         let Ok(word) = <[u8; 4]>::try_from(data) else { return };
         let value = u32::from_le_bytes(word);
@@ -232,7 +232,7 @@ impl Transport {
         self.status = if refused { value & !FEATURES_OK } else { value };
     }
 
-    fn notified(&mut self, index: usize, memory: &GuestMemoryMmap) {
+    fn notified(&mut self, index: usize, memory: &View) {
         if !self.alive() {
             return;
         }

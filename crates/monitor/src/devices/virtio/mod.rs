@@ -9,14 +9,16 @@ pub mod console;
 pub mod entropy;
 mod mmio;
 pub mod net;
+pub mod turn;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use crate::View;
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 
 pub use mmio::{LENGTH, QueueState, State, Transport};
 
+use self::bell::Bell;
 use crate::Error;
 
 /// VIRTIO_F_VERSION_1.
@@ -46,16 +48,21 @@ pub trait Device: Send {
     fn config(&self) -> Vec<u8>;
 
     /// The guest has something for a queue. Returns whether something was put into a used ring.
-    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap, features: u64) -> bool;
+    fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, features: u64) -> bool;
+
+    /// What wakes it, if anything does: its own back-end, and work that is left over.
+    fn bell(&self) -> Option<&Bell> {
+        None
+    }
 
     /// A file that becomes readable when the device has something for the guest, or work left over. It is the same one for as
     /// long as the device lives, and it is readable only when [`Device::incoming`] has something to do: to poll it never spins.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.bell().map(Bell::source)
     }
 
     /// [`Device::source`] became readable. Returns whether something was put into a used ring.
-    fn incoming(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap, features: u64) -> bool {
+    fn incoming(&mut self, queues: &mut [Queue], memory: &View, features: u64) -> bool {
         let _ = (queues, memory, features);
         false
     }
@@ -69,11 +76,17 @@ pub trait Device: Send {
     }
 
     /// The driver is gone, or another one begins: what belonged to the old one is forgotten, and [`Device::source`] is not readable.
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        if let Some(bell) = self.bell() {
+            bell.silence();
+        }
+    }
 
     /// The queues were set from saved state: what waits in them is looked at soon, by way of [`Device::source`].
-    fn resume(&mut self, queues: &[Queue]) {
-        let _ = queues;
+    fn resume(&mut self) {
+        if let Some(bell) = self.bell() {
+            bell.ring();
+        }
     }
 
     /// What it did.
@@ -99,4 +112,14 @@ pub trait Device: Send {
         }
         Err(Error::Device(format!("saved state: {} bytes for a device that has none", bytes.len())))
     }
+}
+
+/// The devices' sources, each with its device's number: descriptors of one's own, of the same open files, because a device keeps
+/// its source for as long as it lives.
+pub(crate) fn sources<'t>(
+    transports: impl Iterator<Item = &'t Transport>,
+) -> Result<Vec<(usize, OwnedFd)>, Error> {
+    let sources = transports.enumerate().filter_map(|(index, t)| Some((index, t.source()?)));
+    let own = sources.map(|(index, source)| Ok((index, source.try_clone_to_owned()?)));
+    own.collect::<Result<_, std::io::Error>>().map_err(|e| Error::Device(format!("a device's source: {e}")))
 }

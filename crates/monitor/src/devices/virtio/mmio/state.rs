@@ -1,9 +1,9 @@
 //! What a transport and its queues are at, as it is saved.
 
+use crate::View;
 use evenkeel_capsule::cbor::Bytes;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::{CONFIGURATION, DRIVER_OK, FEATURES_OK, NEEDS_RESET, STATUS, USED_RING, VERSION_1};
 use crate::Error;
@@ -82,12 +82,7 @@ impl From<QueueState> for virtio_queue::QueueState {
 
 impl State {
     /// The queues, if a device with queues of these sizes that offers these features can be at this in this memory.
-    pub(super) fn check(
-        &self,
-        sizes: &[u16],
-        offered: u64,
-        memory: &GuestMemoryMmap,
-    ) -> Result<Vec<Queue>, Error> {
+    pub(super) fn check(&self, sizes: &[u16], offered: u64, memory: &View) -> Result<Vec<Queue>, Error> {
         let wrong = |what: String| Error::Device(format!("saved state: {what}"));
         if self.queues.len() != sizes.len() {
             return Err(wrong(format!("{} queues of a device with {}", self.queues.len(), sizes.len())));

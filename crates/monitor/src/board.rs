@@ -4,12 +4,19 @@
 //! critical: a guest whose device a reader does not know cannot go on there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::{self, Bytes};
+use evenkeel_state::{Manifest, Saved};
+use evenkeel_sys::{Marks, Ram, Slot, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::confine::Confinement;
+use crate::control::metrics::{self, Metrics};
+use crate::life::{End, Life};
 
 /// The section of the board.
 pub const BOARD: &str = "board";
@@ -20,11 +27,11 @@ pub const DEVICE: &str = "device.";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Board {
-    /// Bytes of memory, from guest-physical address 0 on.
+    /// Bytes of memory: on x86 from guest-physical address 0 on, on arm64 from [`crate::aarch64::MEMORY_BASE`].
     pub memory: u64,
     /// How many vCPUs.
     pub vcpus: u32,
-    /// The irqchip's name: `kernel` or `split`.
+    /// The irqchip's name: `kernel` or `split`, on arm64 `gicv3`.
     pub irqchip: String,
     /// The devices, in order.
     pub devices: Vec<Placed>,
@@ -40,7 +47,7 @@ pub struct Placed {
     pub kind: String,
     /// Where its registers are: a guest-physical address, or a port.
     pub at: u64,
-    /// Its pin of the IOAPIC; 0 without one.
+    /// Its pin of the IOAPIC, or its shared interrupt of the GIC; 0 without one.
     pub irq: u32,
 }
 
@@ -59,8 +66,69 @@ pub struct Record {
 /// What the devices of a machine are at, by name.
 pub type Records = BTreeMap<String, Record>;
 
+/// What is saved of a machine beside its memory.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// The state that KVM keeps.
+    pub saved: Saved,
+    /// The board and its devices: critical sections.
+    pub sections: Vec<Section>,
+}
+
+/// A machine on any board, as whoever drives and saves it sees it.
+pub trait Runs: Sync {
+    /// What pauses, resumes and stops it.
+    fn life(&self) -> &Life;
+
+    /// Runs it to its end.
+    fn run(&self, limit: Option<Duration>) -> End;
+
+    /// What it is at beside its memory, while it is paused, which it stays. Memory is to be copied afterwards.
+    ///
+    /// # Errors
+    /// It is not paused, or KVM gives something away that it should not.
+    fn save(&self, manifest: &Manifest) -> Result<SavedMachine, Error>;
+
+    /// Its memory.
+    fn ram(&self) -> &Arc<Ram>;
+
+    /// The VM: for its log of what vCPUs write (KVM_GET_DIRTY_LOG).
+    fn vm(&self) -> &Vm<'_>;
+
+    /// Its memory as KVM has it: each slot, which is logged when it is set again with KVM_MEM_LOG_DIRTY_PAGES, and what is in it.
+    fn slots(&self) -> Vec<(Slot, Arc<Ram>)> {
+        let length = self.ram().len() as u64;
+        let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length };
+        vec![(slot, self.ram().clone())]
+    }
+
+    /// What its devices wrote, which KVM does not log: by the offset in [`Runs::ram`].
+    fn marks(&self) -> &Marks {
+        self.ram().marks()
+    }
+
+    /// What it is.
+    fn board(&self) -> Board;
+
+    /// Its board and devices as a capsule has them, as they are now.
+    fn sections(&self) -> Vec<Section>;
+
+    /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls
+    /// [`Runs::run`]. The first word counts.
+    fn confine(&self, confinement: Confinement);
+
+    /// Its counters.
+    fn metrics(&self) -> &Arc<Metrics>;
+
+    /// What its devices did; as they were asked the last time, if one of them is at work.
+    fn device_counts(&self) -> Vec<metrics::Device>;
+}
+
+/// The guest-physical address at which the memory of this architecture's boards begins.
+pub const MEMORY_BEGINS: u64 = if cfg!(target_arch = "aarch64") { crate::aarch64::MEMORY_BASE } else { 0 };
+
 /// A virtio device's kind in words: the names of the specification, section 5.
-pub(super) fn virtio_kind(number: u32) -> String {
+pub(crate) fn virtio_kind(number: u32) -> String {
     match number {
         1 => "virtio-net".to_owned(),
         2 => "virtio-block".to_owned(),
@@ -77,7 +145,7 @@ impl Board {
     }
 
     /// The first thing in which another one is otherwise.
-    pub(super) fn unlike(&self, other: &Board) -> String {
+    pub(crate) fn unlike(&self, other: &Board) -> String {
         let plain = |b: &Board| (b.memory, b.vcpus, b.irqchip.clone());
         if plain(self) != plain(other) {
             let (a, b) = (plain(self), plain(other));
