@@ -287,7 +287,9 @@ impl Receiver<'_> {
             frame if !matches!(at, At::Receiving(_)) => drop(frame),
             frame => {
                 if let (Some(intake), Some(primary)) = (&mut self.intake, &self.primary) {
-                    intake.take(self.guest, frame, digest, stream, &primary.links)?;
+                    if intake.take(self.guest, frame, digest, stream)? {
+                        primary.links.iter().for_each(Connection::pass);
+                    }
                 }
             }
         }
