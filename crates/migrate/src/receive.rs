@@ -287,8 +287,13 @@ impl Receiver<'_> {
             frame if !matches!(at, At::Receiving(_)) => drop(frame),
             frame => {
                 if let (Some(intake), Some(primary)) = (&mut self.intake, &self.primary) {
+                    let round = if let Frame::Barrier(round) = frame { Some(round) } else { None };
                     if intake.take(self.guest, frame, digest, stream)? {
                         primary.links.iter().for_each(Connection::pass);
+                        // The source pauses its guest only when what was sent is here.
+                        if let Some(round) = round {
+                            self.send(&Frame::Barrier(round));
+                        }
                     }
                 }
             }

@@ -324,6 +324,9 @@ pub fn destination(lie: DestinationLie, listener: &TcpListener, token: Token) {
     while let Ok(length @ 1..) = socket.read(&mut piece) {
         let mut arrived = &piece[..length];
         while let Ok(Some(frame)) = decoder.take(&mut arrived) {
+            if let Frame::Barrier(_) = frame {
+                liar.say(std::slice::from_ref(&frame));
+            }
             if let Frame::Control(Message::Complete(..)) = frame {
                 match lie {
                     Lie::WrongDigest => {
