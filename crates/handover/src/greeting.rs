@@ -94,7 +94,7 @@ impl Greeting {
     pub fn decode(bytes: &[u8]) -> Result<Greeting, String> {
         let no = || "this is no greeting of a move: something else speaks on this connection".to_owned();
         let (head, rest) = bytes.split_first_chunk::<HEAD>().ok_or_else(no)?;
-        if head[..4] != MAGIC {
+        if head[..4] != MAGIC || head[10..12] != [0; 2] {
             return Err(no());
         }
         let u16_at = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);

@@ -47,6 +47,8 @@
 #![forbid(unsafe_code)]
 
 mod destination;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod greeting;
 pub mod journal;
 mod message;

@@ -265,7 +265,8 @@ impl Reader {
     }
 }
 
-fn unpacked(content: Content) -> Result<Content, String> {
+/// As it was before it was compressed.
+pub(crate) fn unpacked(content: Content) -> Result<Content, String> {
     let Content::Packed(length, packed) = content else { return Ok(content) };
     let mut bytes = vec![0; length as usize];
     match lz4_flex::block::decompress_into(&packed, &mut bytes) {

@@ -4,7 +4,6 @@ use evenkeel_handover::greeting::{Features, Greeting};
 use evenkeel_handover::wire::{Content, Frame};
 use evenkeel_handover::{Digest, Reason};
 
-use crate::connection::Connection;
 use crate::memory::{PIECE, pieces};
 use crate::ranges::{PAGE, Pages, bytes};
 use crate::{Arriving, GuestError, Range, Section};
@@ -70,47 +69,44 @@ impl Intake {
         }
     }
 
-    /// One frame of memory or state, or a barrier, on this stream; `links` go on when all are at the barrier.
+    /// One frame of memory or state, or a barrier, on this stream. Whether all streams are at the barrier, and go on.
     pub fn take(
         &mut self,
         guest: &mut dyn Arriving,
         frame: Frame,
         digest: Option<Digest>,
         stream: usize,
-        links: &[Connection],
-    ) -> Result<(), Bad> {
+    ) -> Result<bool, Bad> {
         match frame {
+            Frame::Barrier(round) => return self.barrier(round, digest, stream),
             Frame::Memory { version, address, content } => self.memory(guest, version, address, &content),
             Frame::Verify { address, length, digest } => self.compare(guest, address, length, &digest),
             Frame::Missing(ranges) if self.granted.has(Features::POST_COPY) => self.lacks(&ranges),
             Frame::Missing(_) => bad("memory is missing, and post-copy was not agreed on"),
             Frame::Section { name, at, total, bytes } if stream == 0 => self.section(name, at, total, &bytes),
             Frame::Section { .. } => bad("state does not come on this stream"),
-            Frame::Barrier(round) => self.barrier(round, digest, stream, links),
             Frame::Hello(_) | Frame::Control(_) | Frame::Words(_) | Frame::Want(_) => {
                 bad("a source does not send this")
             }
         }
+        .map(|()| false)
     }
 
-    fn barrier(
-        &mut self,
-        round: u32,
-        digest: Option<Digest>,
-        stream: usize,
-        links: &[Connection],
-    ) -> Result<(), Bad> {
+    fn barrier(&mut self, round: u32, digest: Option<Digest>, stream: usize) -> Result<bool, Bad> {
         if round != self.round || round > MOST_ROUNDS || !self.state.is_empty() {
             return bad(format!("round {round} ends, and round {} was under way", self.round));
         }
-        self.barriers[stream] = digest;
-        if self.barriers.iter().all(Option::is_some) {
+        let Some(barrier) = self.barriers.get_mut(stream) else {
+            return bad(format!("stream {stream} is none of the {}", self.streams));
+        };
+        *barrier = digest;
+        let all = self.barriers.iter().all(Option::is_some);
+        if all {
             self.sums = self.barriers.iter_mut().filter_map(Option::take).collect();
             self.seen.clear();
             self.round += 1;
-            links.iter().for_each(Connection::pass);
         }
-        Ok(())
+        Ok(all)
     }
 
     fn memory(
@@ -220,6 +216,13 @@ impl Intake {
         Ok(())
     }
 
+    /// What the streams carried, with what the first one did by now.
+    pub fn sums_with(&self, first: Digest) -> Vec<Digest> {
+        let mut sums = self.sums.clone();
+        sums.iter_mut().take(1).for_each(|sum| *sum = first);
+        sums
+    }
+
     /// The source says that this was all. Returns the state, and what is missing.
     pub fn complete(
         &mut self,
@@ -229,10 +232,8 @@ impl Intake {
         if self.sums.len() != self.streams || self.due != 0 || self.barriers.iter().any(Option::is_some) {
             return bad("the source says that this was all, and it was not");
         }
-        if let (Some(sum), Some(first)) = (self.sums.first_mut(), first) {
-            *sum = first;
-        }
-        if combined(&self.sums) != said {
+        let Some(first) = first else { return bad("what came is not known") };
+        if combined(&self.sums_with(first)) != said {
             return Err(Bad(Reason::Digest, "what came is not what was sent".to_owned()));
         }
         let compared = self.compared.count() * PAGE;

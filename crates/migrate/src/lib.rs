@@ -10,6 +10,8 @@ mod address;
 mod connection;
 mod credentials;
 mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 mod intake;
 mod journal;

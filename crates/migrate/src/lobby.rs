@@ -98,11 +98,16 @@ impl Lobby {
             Err(why) => {
                 // One that does not listen need not hear it.
                 let _ = connection.tell(&Frame::Words(why.clone()));
-                self.leaving.truncate(MOST);
-                self.leaving.push((connection, Instant::now()));
+                self.dismiss(connection);
                 Err(why)
             }
         }
+    }
+
+    /// One that was told to go: for a while it may read why.
+    pub fn dismiss(&mut self, connection: Connection) {
+        self.leaving.truncate(MOST);
+        self.leaving.push((connection, Instant::now()));
     }
 }
 

@@ -179,10 +179,13 @@ impl Receiver<'_> {
             (Some(_), What::Lost(why)) => self.lose(&why),
             (Some(_), What::Whole) => self.fetched(Fetched::LastPage),
             (Some(stream), What::Frame(frame, digest)) => {
+                let taken = self.take(frame, digest, stream);
+                // What took this side long was not the source's silence.
                 self.heard = Instant::now();
-                if let Err(Bad(reason, why)) = self.take(frame, digest, stream) {
+                if let Err(Bad(reason, why)) = taken {
                     self.tell(&why);
                     self.fail(reason, &why);
+                    self.dismiss();
                 }
             }
             (None, What::Frame(Frame::Hello(bytes), _)) => {
@@ -234,6 +237,14 @@ impl Receiver<'_> {
         self.fetched(Fetched::Disconnected);
     }
 
+    /// It may read why, and nobody waits for it.
+    fn dismiss(&mut self) {
+        if let Some(primary) = self.primary.take() {
+            primary.links.into_iter().for_each(|link| self.lobby.dismiss(link));
+            self.feed(Input::Disconnected);
+        }
+    }
+
     fn fail(&mut self, reason: Reason, why: &str) {
         self.note(why);
         self.feed(Input::Failed(reason));
@@ -276,7 +287,14 @@ impl Receiver<'_> {
             frame if !matches!(at, At::Receiving(_)) => drop(frame),
             frame => {
                 if let (Some(intake), Some(primary)) = (&mut self.intake, &self.primary) {
-                    intake.take(self.guest, frame, digest, stream, &primary.links)?;
+                    let round = if let Frame::Barrier(round) = frame { Some(round) } else { None };
+                    if intake.take(self.guest, frame, digest, stream)? {
+                        primary.links.iter().for_each(Connection::pass);
+                        // The source pauses its guest only when what was sent is here.
+                        if let Some(round) = round {
+                            self.send(&Frame::Barrier(round));
+                        }
+                    }
                 }
             }
         }
@@ -293,7 +311,8 @@ impl Receiver<'_> {
             if let Err(error) = self.guest.accepts(&primary.greeting.offer) {
                 self.note(&error.to_string());
                 self.tell(&error.to_string());
-                return self.say(Message::Refuse(message.token(), Reason::Preflight));
+                self.say(Message::Refuse(message.token(), Reason::Preflight));
+                return self.dismiss();
             }
             self.intake = Some(Intake::new(&primary.greeting, primary.granted, primary.streams));
         }

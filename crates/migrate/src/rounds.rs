@@ -160,6 +160,19 @@ impl Sender<'_> {
             }
         }
         self.barrier()?;
+        // Otherwise the pause would begin with all that is on its way.
+        let waits = Instant::now();
+        while phase == Phase::Copying
+            && self.there < self.rounds
+            && matches!(self.automaton.at(), At::Moving(_))
+        {
+            if waits.elapsed() > self.policy.patience {
+                self.lose(format!("the destination takes nothing for {:?}", self.policy.patience));
+                break;
+            }
+            self.hear(TICK);
+            self.look();
+        }
         Ok(matches!(self.automaton.at(), At::Moving(_)))
     }
 

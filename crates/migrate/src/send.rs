@@ -53,6 +53,8 @@ pub(crate) struct Sender<'a> {
     /// What the destination runs, if it said so.
     ran: Option<Duration>,
     pub rounds: u32,
+    /// So many of them are with the destination.
+    pub there: u32,
     bytes: u64,
     pub verified: Option<Duration>,
     pub throttle: u8,
@@ -138,6 +140,7 @@ impl<'a> Sender<'a> {
             begin: Instant::now(),
             ran: None,
             rounds: 0,
+            there: 0,
             bytes: 0,
             verified: None,
             throttle: 0,
@@ -370,6 +373,10 @@ impl<'a> Sender<'a> {
                 }
                 self.feed(Input::Received(message));
                 self.served(Served::Received(message));
+            }
+            Frame::Barrier(round) if round == self.there && round < self.rounds => {
+                self.there += 1;
+                self.links.first().into_iter().for_each(Connection::pass);
             }
             Frame::Want(page) if self.late.is_some() => {
                 self.late.iter_mut().for_each(|late| late.want(page));

@@ -111,6 +111,8 @@ struct Inside {
     stop: bool,
     /// How many pages it writes to, in turn.
     hot: u64,
+    /// All of its memory counts as written until it is slowed down to a quarter.
+    storm: bool,
     /// How many counts it sleeps after: a guest that writes fast does so rarely.
     busy: u64,
     /// For how much of the time it stands.
@@ -155,6 +157,7 @@ impl Copy {
             count: 0,
             stop: false,
             hot: 61,
+            storm: false,
             busy: 16,
             slowed: 0,
             loses: None,
@@ -233,6 +236,12 @@ impl Copy {
         (inside.hot, inside.busy) = (hot, busy);
     }
 
+    /// It writes faster than any link carries, until its vCPUs stand for three quarters of the time.
+    pub fn storms(&mut self) {
+        self.fill();
+        self.inside.lock().unwrap().storm = true;
+    }
+
     /// Its log of written pages loses this one.
     pub fn loses(&mut self, page: u64) {
         self.inside.lock().unwrap().loses = Some(page);
@@ -246,10 +255,30 @@ impl Copy {
         self.inside.lock().unwrap().tracked
     }
 
-    /// Fills memory with what does not compress.
+    /// Fills memory with what compresses.
+    pub fn pattern(&mut self) {
+        self.inside.lock().unwrap().memory.chunks_mut(64).for_each(|some| some[8..].fill(7));
+        self.clear_counts();
+    }
+
+    /// The first words are what the guest counts in.
+    fn clear_counts(&mut self) {
+        self.inside.lock().unwrap().memory.chunks_mut(PAGE as usize).for_each(|page| page[..8].fill(0));
+    }
+
+    /// Fills some memory with what does not compress.
+    pub fn fill_half(&mut self) {
+        self.fill_to(300_000);
+    }
+
+    /// Fills all memory with it.
     pub fn fill(&mut self) {
+        self.fill_to(usize::MAX);
+    }
+
+    fn fill_to(&mut self, most: usize) {
         let mut seed = 1_u64;
-        for (n, word) in self.inside.lock().unwrap().memory.chunks_mut(8).enumerate() {
+        for (n, word) in self.inside.lock().unwrap().memory.chunks_mut(8).enumerate().take(most / 8) {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(n as u64);
             // The first words are what the guest counts in.
             if !(n * 8).is_multiple_of(PAGE as usize) {
@@ -309,7 +338,11 @@ impl Leaving for Copy {
     }
 
     fn written(&mut self) -> Result<Vec<Range>, GuestError> {
-        let written = std::mem::take(&mut self.inside.lock().unwrap().written);
+        let mut inside = self.inside.lock().unwrap();
+        let mut written = std::mem::take(&mut inside.written);
+        if inside.storm && inside.slowed < 75 {
+            written.extend(0..PAGES);
+        }
         Ok(written.into_iter().map(|page| Range { address: page * PAGE, length: PAGE }).collect())
     }
 

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use evenkeel_handover::{Epoch, Token};
-use evenkeel_migrate::{JournalFile, NotSent, Policy, Progress, Received, Sent, Slow, Stream, receive, send};
+use evenkeel_migrate::{
+    JournalFile, Journaling, NotSent, Policy, Progress, Received, Sent, Slow, Stream, receive, send,
+};
 use guest::{Copy, Truth};
 
 pub const POLICY: Policy = Policy {
@@ -38,21 +40,34 @@ pub fn moved(
     watch: &mut dyn FnMut(&Progress) -> bool,
     change: impl FnOnce(&mut Copy, &mut Copy),
 ) -> (Result<Sent, NotSent>, Received) {
+    let mut ours = JournalFile::open(&folder.join("source.journal")).unwrap();
+    let mut theirs = JournalFile::open(&folder.join("destination.journal")).unwrap();
+    moved_with(&mut ours, &mut theirs, policy, accept, connect, watch, change)
+}
+
+/// Likewise, with these journals.
+pub fn moved_with(
+    ours: &mut (dyn Journaling + Send),
+    theirs: &mut (dyn Journaling + Send),
+    policy: Policy,
+    accept: Accept<'_>,
+    connect: Connect<'_>,
+    watch: &mut dyn FnMut(&Progress) -> bool,
+    change: impl FnOnce(&mut Copy, &mut Copy),
+) -> (Result<Sent, NotSent>, Received) {
     let truth = Arc::new(Truth::default());
     let (mut source, mut destination) = (Copy::empty(&truth), Copy::empty(&truth));
     change(&mut source, &mut destination);
     source.start();
     std::thread::sleep(Duration::from_millis(3));
     let over = AtomicBool::new(false);
-    let mut ours = JournalFile::open(&folder.join("source.journal")).unwrap();
-    let mut theirs = JournalFile::open(&folder.join("destination.journal")).unwrap();
     let (sent, received) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| {
             let mut go_on = |_| !over.load(Ordering::SeqCst);
-            receive(&mut destination, &mut theirs, accept, policy, &mut go_on)
+            receive(&mut destination, theirs, accept, policy, &mut go_on)
         });
         let about = (Token([5; 16]), Epoch(3));
-        let sent = send(&mut source, &mut ours, connect, policy, about, watch);
+        let sent = send(&mut source, ours, connect, policy, about, watch);
         over.store(true, Ordering::SeqCst);
         (sent, receiving.join().unwrap())
     });
