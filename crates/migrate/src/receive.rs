@@ -33,6 +33,8 @@ pub(crate) type Accept<'a> = &'a mut dyn FnMut(Duration) -> io::Result<Option<Bo
 
 /// How long nothing is looked for but what came.
 const LOOK: Duration = Duration::from_millis(10);
+/// Likewise, where a guest runs and its source may still come to ask.
+const ASKED: Duration = Duration::from_millis(100);
 
 pub(crate) struct Receiver<'a> {
     guest: &'a mut dyn Arriving,
@@ -119,13 +121,11 @@ impl Receiver<'_> {
 
     /// Lets connections in; without a source and without anybody who may be one, waits for them.
     fn invite(&mut self, accept: Accept<'_>) -> Option<Received> {
-        let runs = matches!(self.automaton.at(), At::Runs(_)) && self.late.is_none();
         let idle = self.primary.is_none() && self.lobby.is_empty();
-        let wait = match (idle, runs) {
+        let wait = match (idle, self.automaton.at()) {
             (false, _) => Duration::ZERO,
-            // A source that did not hear that its guest runs comes again.
-            (true, true) => self.policy.patience,
-            (true, false) => LOOK,
+            (true, At::Runs(_)) if self.late.is_none() => ASKED,
+            (true, _) => LOOK,
         };
         while self.lobby.has_room() {
             match accept(wait) {
@@ -137,7 +137,6 @@ impl Receiver<'_> {
                         return None;
                     }
                 }
-                Ok(None) if runs && idle => return Some(Received::Runs(self.waited.unwrap_or_default())),
                 Ok(None) => return None,
                 Err(error) => {
                     self.note(&format!("no connection: {error}"));

@@ -331,6 +331,12 @@ impl<'a> Sender<'a> {
         // What an earlier connection has left.
         let Some(place) = self.links.iter().position(|link| link.id == event.from) else { return };
         match event.what {
+            // All memory is there and verified: what the destination says comes on the first stream, and who runs the guest may be
+            // done with the others before that is read.
+            What::Lost(_)
+                if place > 0
+                    && self.late.is_none()
+                    && matches!(self.automaton.at(), At::Committed(_) | At::Doubtful(_)) => {}
             What::Lost(why) => {
                 // Why may have come on the first stream, before the others were closed.
                 while let Ok(event) = self.events.1.try_recv() {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evenkeel_migrate::{Arriving, GuestError, Section};
 use evenkeel_monitor::board::MEMORY_BEGINS;
@@ -22,11 +23,27 @@ pub struct Arrival {
     /// Memory that is there already: its file and bytes.
     handed: Option<(File, u64)>,
     at: Option<Process>,
-    runs: bool,
+    runs: Lives,
+}
+
+/// A guest that runs, seen from elsewhere.
+#[derive(Clone, Default)]
+pub struct Lives(Arc<Mutex<Option<Child>>>);
+
+impl Lives {
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a guest runs, and its process has not ended.
+    pub fn on(&self) -> bool {
+        self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
 }
 
 struct Process {
-    child: Child,
+    /// Until its guest runs: then [`Lives`] has it.
+    child: Option<Child>,
     channel: Channel,
     ram: Option<Ram>,
     /// Pages into which something was written: the others are zero.
@@ -42,7 +59,7 @@ impl Process {
         let cannot = |e: std::io::Error| GuestError(format!("{} cannot be started: {e}", program.display()));
         let (channel, theirs): (Channel, OwnedFd) = Channel::pair().map_err(cannot)?;
         let child = Command::new(program).arg("arrive").args(arguments).stdin(Stdio::from(theirs)).spawn();
-        Ok(Process { child: child.map_err(cannot)?, channel, ram: None, touched: Vec::new() })
+        Ok(Process { child: Some(child.map_err(cannot)?), channel, ram: None, touched: Vec::new() })
     }
 
     fn ask(&self, ask: &Ask, file: Option<&File>) -> Result<(Told, Option<OwnedFd>), GuestError> {
@@ -55,24 +72,25 @@ impl Process {
         }
     }
 
-    fn end(mut self) {
+    fn end(self) {
         drop(self.channel);
+        let Some(mut child) = self.child else { return };
         // It ends when nobody speaks to it; one that does not is ended.
         for _ in 0..200 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
+            if !matches!(child.try_wait(), Ok(None)) {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
 impl Arrival {
     /// Guests come to processes of this program with these arguments.
     pub fn new(program: PathBuf, arguments: Vec<String>) -> Arrival {
-        Arrival { program, arguments, handed: None, at: None, runs: false }
+        Arrival { program, arguments, handed: None, at: None, runs: Lives::default() }
     }
 
     /// The guest's memory is this file already.
@@ -89,12 +107,14 @@ impl Arrival {
         Ok(())
     }
 
+    /// Whether its guest runs, for who has to know while it is used elsewhere.
+    pub fn lives(&self) -> Lives {
+        self.runs.clone()
+    }
+
     /// Waits for the end of a guest that runs; none: none runs.
     pub fn wait(&mut self) -> Option<std::io::Result<ExitStatus>> {
-        if !self.runs {
-            return None;
-        }
-        self.at.as_mut().map(|process| process.child.wait())
+        self.runs.child().as_mut().map(Child::wait)
     }
 
     fn process(&mut self) -> Result<&mut Process, GuestError> {
@@ -112,10 +132,8 @@ impl Arrival {
 
 impl Drop for Arrival {
     fn drop(&mut self) {
-        // One that runs is not this process' to end.
-        if let (Some(process), false) = (self.at.take(), self.runs) {
-            process.end();
-        }
+        // One that runs is not this process' to end: its child is not there any more.
+        self.discard();
     }
 }
 
@@ -176,8 +194,10 @@ impl Arriving for Arrival {
     }
 
     fn run(&mut self, epoch: u64) -> Result<(), GuestError> {
-        self.process()?.ask(&Ask::Run(epoch), None)?;
-        self.runs = true;
+        let process = self.process()?;
+        process.ask(&Ask::Run(epoch), None)?;
+        let child = process.child.take();
+        *self.runs.child() = child;
         Ok(())
     }
 

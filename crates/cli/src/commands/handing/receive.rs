@@ -71,18 +71,21 @@ impl Receive {
             }
             came
         };
+        let (lives, mut told) = (arrival.lives(), false);
         let mut go_on = |at: At| match at {
             At::Empty | At::Lost(_) => limit.is_none_or(|limit| begin.elapsed() < limit),
-            At::Runs(_) => false,
+            // A source that did not hear of it can ask for as long as the guest runs.
+            At::Runs(_) => {
+                if !std::mem::replace(&mut told, true) {
+                    anstream::eprintln!("it runs here");
+                }
+                lives.on()
+            }
             _ => true,
         };
         let received = receive(&mut arrival, &mut journal, &mut accept, policy, &mut go_on);
         match received {
-            Received::Runs(waited) => {
-                anstream::eprintln!(
-                    "it runs here, {:.2} ms after all of it was restored",
-                    waited.as_secs_f64() * 1e3
-                );
+            Received::Runs(_) => {
                 drop(listener);
                 match arrival.wait() {
                     Some(status) => code(status),
