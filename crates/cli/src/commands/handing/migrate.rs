@@ -23,6 +23,9 @@ use crate::{Format, Global, output};
 /// How often progress is told where there is no terminal.
 const TELL: Duration = Duration::from_millis(500);
 
+/// How long a silent peer is waited for, in seconds, where nothing else is said.
+pub const PATIENCE: u64 = 10;
+
 /// Who is on the other side, and how it is known.
 #[derive(clap::Args)]
 pub struct Certificates {
@@ -69,6 +72,9 @@ pub struct Migrate {
     /// What to do with a guest that writes faster than the link carries.
     #[arg(long, default_value = "pause", value_parser = ["pause", "stop"])]
     slow: String,
+    /// A destination that says nothing for so many seconds is lost, also one that restores the guest.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
     /// How many streams carry memory.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     streams: u8,
@@ -247,6 +253,7 @@ impl Migrate {
             streams: self.streams,
             compress: self.compress,
             verify: self.verify.is_some(),
+            patience: Duration::from_secs(self.patience),
             ..Policy::default()
         };
         let mut connect = || self.to.connect(credentials.as_ref(), policy.patience);
