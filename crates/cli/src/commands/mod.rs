@@ -22,6 +22,7 @@ pub mod observe_score;
 pub mod operate;
 pub mod predict;
 pub mod registers;
+pub mod relay;
 pub mod restore;
 mod restore_machine;
 pub mod rounds;
