@@ -35,6 +35,7 @@ pub fn elf(code: &[u8], note: Option<u32>) -> Vec<u8> {
 }
 
 /// These bytes as a file.
+#[allow(dead_code, reason = "not every test boots it")]
 pub fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
