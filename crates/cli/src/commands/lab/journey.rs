@@ -35,6 +35,9 @@ pub struct Journey {
     /// The irqchip's place, on x86; `kernel`, if not given.
     #[arg(long, value_parser = ["kernel", "split"])]
     irqchip: Option<String>,
+    /// The guest's kernel is unpacked here and booted by PVH, where its image is a bzImage.
+    #[arg(long)]
+    pvh: bool,
     /// The contract of all of them; what all of the hosts keep by their bundled captures, if not given.
     #[arg(long, value_name = "FILE", conflicts_with = "irqchip")]
     contract: Option<PathBuf>,
@@ -140,7 +143,11 @@ impl Journey {
         let vcpus = if self.vcpus.is_empty() { vec![1, 4] } else { self.vcpus.clone() };
         for guest in guests {
             let init = SCRIPT.replace("PASSES", &PASSES.to_string());
-            let files = Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            let mut files =
+                Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            if self.pvh {
+                files.image = evenkeel_lab::vmlinux(&files.image).map_err(super::failed)?;
+            }
             for &vcpus in &vcpus {
                 // Where it starts it need not start twice.
                 let mut started: BTreeMap<String, Result<Traveller, String>> = BTreeMap::new();
