@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::devices::ioapic::{Ioapic, PINS};
 use crate::devices::keyboard::{COMMAND, DATA, Keyboard};
+use crate::devices::plug::Plug;
 use crate::devices::serial::{Edge, PORTS, Port};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
@@ -286,6 +287,15 @@ pub fn saved(bytes: &[u8]) -> Reached {
                 reached.taken += 1;
             }
         }
+        6 if *kind >= 128 => {
+            let it = Plug::new(1, 12).expect("a few vCPUs");
+            if it.set_state(state).is_ok() {
+                let other = Plug::new(1, 12).expect("a few vCPUs");
+                other.set_state(&it.state()).expect("what is saved is taken");
+                assert_eq!(it.state(), other.state());
+                reached.taken += 1;
+            }
+        }
         6 => {
             let mut it = Keyboard::default();
             if it.set_state(state).is_ok() {
@@ -381,6 +391,9 @@ pub fn states() -> Vec<Vec<u8>> {
     let mut keyboard = Keyboard::default();
     keyboard.write(COMMAND, 0x20);
     all.push([&[6], &keyboard.state()[..]].concat());
+    let plug = Plug::new(1, 12).expect("a few vCPUs");
+    plug.plug(9).expect("so many");
+    all.push([&[134], &plug.state()[..]].concat());
     let mut port = Port::new(Edges::default(), std::io::sink());
     for (at, byte) in [(4, 0x10), (1, 3), (0, 7), (0, 8)] {
         port.write(PORTS.start + at, &[byte]);
