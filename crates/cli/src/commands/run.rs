@@ -12,6 +12,7 @@ use evenkeel_sys::{Live, System};
 
 use super::guest::save::Luggage;
 use super::guest::{Console, Running, contract, drive, failed};
+use super::offloads;
 use crate::Global;
 use crate::failure::Failure;
 
@@ -69,7 +70,8 @@ impl Run {
         devices.extend(self.running.links.new_devices()?);
 
         let host = evenkeel_hosts::capture_here()?;
-        let promised = contract::choose(self.contract.as_deref(), &self.irqchip, most, &host)?;
+        let mut promised = contract::choose(self.contract.as_deref(), &self.irqchip, most, &host)?;
+        offloads::settle(&mut promised, self.contract.is_none(), &host, &devices)?;
         let irqchip = Irqchip::by_name(&promised.shape).filter(|irqchip| *irqchip != Irqchip::None);
         let irqchip = irqchip.ok_or_else(|| {
             let what = format!("the contract is for shape `{}`", promised.shape);
