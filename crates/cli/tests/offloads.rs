@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use evenkeel_surface::{Hex64, Measured, canonical};
 use serde_json::Value;
 
 const FACET: &str = "x86.net.tap.offloads";
@@ -66,18 +67,20 @@ fn offloads_are_promised_when_asked_for_and_refused_by_name() {
     assert!(lost(&found) && found.iter().any(|f| f["cause"] == "X86-272"), "{found:#?}");
 
     // The same host, whose tap takes checksums alone; and one that was not asked.
-    let capture = std::fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../hosts/captures/debian-5.10.json"),
-    )
-    .unwrap();
-    let line = capture.lines().find(|line| line.contains("\"net.tap.offloads\"")).unwrap();
-    let weak = r#"{"facet":"net.tap.offloads","value":"0x1","accepts":["0x1"],"refuses":["0x3"]},"#;
-    for (name, line, by, code) in
-        [("weak.json", line, weak, "facet-lost"), ("unasked.json", line, "", "facet-unknown")]
+    let known = evenkeel_hosts::load("debian-5.10").unwrap().surface;
+    for (name, value, code) in
+        [("weak.json", Some(Hex64(1)), "facet-lost"), ("unasked.json", None, "facet-unknown")]
     {
-        std::fs::write(at.join(name), capture.replace(line, by)).unwrap();
-        let out = evenkeel(at, &["check", name, "--format", "json"]);
-        assert_ne!(out.status.code(), None);
+        let mut surface = known.clone();
+        let is_tap = |m: &Measured| m.facet == "net.tap.offloads";
+        match value {
+            Some(value) => {
+                surface.offer.measured.iter_mut().filter(|m| is_tap(m)).for_each(|m| m.value = value)
+            }
+            None => surface.offer.measured.retain(|m| !is_tap(m)),
+        }
+        canonical::seal(&mut surface);
+        std::fs::write(at.join(name), canonical::print(&surface)).unwrap();
         let found = findings(at, "both.toml", name);
         assert!(found.iter().any(|f| f["code"] == code), "{name}: {found:#?}");
     }
