@@ -26,7 +26,7 @@ while [ $beat -lt 40 ]; do
   echo "GUEST beat $seen.$beat on $(online)"
   sleep 0.2
 done
-dmesg | grep -iE 'acpi.*(error|warn|except|bug)|call trace|lockup|stall' | while read -r line; do echo "GUEST complaint: $line"; done
+dmesg | grep -iE 'acpi.*(error|warn|exception)|firmware bug|call trace|lockup|stall' | while read -r line; do echo "GUEST complaint: $line"; done
 echo "GUEST end online=$(online) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 reboot -f
 "#;
