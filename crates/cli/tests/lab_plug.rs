@@ -5,16 +5,18 @@
 use evenkeel_contract::View;
 use evenkeel_contract::baseline::baseline;
 use evenkeel_contract::document;
-use evenkeel_lab::{Arch, Cache, Exit, Guest, Job, Options, host, kernels, run, shell_binary};
+use evenkeel_lab::{Arch, Cache, Exit, Guest, Job, Options, host, kernels, run, shell_binary, vmlinux};
 
 /// Takes every vCPU online that comes, says how many there are when that changes and whenever it is asked, and ends by a file.
 const GUEST: &str = r#"
 export PATH=/bin
-for tool in mount cat nproc sleep dmesg grep reboot; do /bin/busybox ln -s busybox /bin/$tool; done
+for tool in mount cat nproc sleep dmesg grep wc tail reboot; do /bin/busybox ln -s busybox /bin/$tool; done
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 online() { cat /sys/devices/system/cpu/online; }
-echo "GUEST up cpus=$(nproc) online=$(online) possible=$(cat /sys/devices/system/cpu/possible)"
+lines=$(dmesg | wc -l)
+echo "GUEST up cpus=$(nproc) online=$(online) possible=$(cat /sys/devices/system/cpu/possible) \
+loader=$(cat /proc/sys/kernel/bootloader_type)"
 seen=$(nproc)
 beat=0
 while [ $beat -lt 40 ]; do
@@ -26,7 +28,8 @@ while [ $beat -lt 40 ]; do
   echo "GUEST beat $seen.$beat on $(online)"
   sleep 0.2
 done
-dmesg | grep -iE 'acpi.*(error|warn|exception)|firmware bug|call trace|lockup|stall' | while read -r line; do echo "GUEST complaint: $line"; done
+dmesg | grep -iE 'acpi.*(error|warn|exception)|firmware bug' | while read -r line; do echo "GUEST complaint: $line"; done
+dmesg | tail -n +$((lines + 1)) | grep -iE 'warning:|bug:|call trace|lockup|stall' | while read -r line; do echo "GUEST complaint: $line"; done
 echo "GUEST end online=$(online) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 reboot -f
 "#;
@@ -42,7 +45,7 @@ await() {
     sleep 0.2
   done
 }
-./evenkeel run --kernel vmlinuz --initramfs initrd --contract contract.toml --memory 96 --vcpus 1 --most-vcpus 4 \
+./evenkeel run --kernel vmlinux --initramfs initrd --contract contract.toml --memory 96 --vcpus 1 --most-vcpus 4 \
   --command-line "console=ttyS0 quiet reboot=k panic=-1" --control m.sock --limit 300 > console 2> log &
 await "GUEST beat 1.3"
 ./evenkeel plug m.sock 2 || exit 1
@@ -79,14 +82,15 @@ fn a_plugged_vcpu_goes_along_to_another_kernel() {
     let [first, second] = ["debian-6.12", "debian-6.1"].map(|name| host(name, kernels()).unwrap());
     let busybox = shell_binary(&options.cache, Arch::X86_64).unwrap();
     let evenkeel = options.binary("evenkeel", Arch::X86_64).unwrap();
-    let guest = Guest::new(&options.cache, &host("debian-6.1", kernels()).unwrap().kernel, &[], GUEST).unwrap();
+    let guest =
+        Guest::new(&options.cache, &host("debian-6.1", kernels()).unwrap().kernel, &[], GUEST).unwrap();
     let job = Job::new(&busybox)
         .arg("sh")
         .arg("script")
         .input("script", HOST)
         .input("busybox", std::fs::read(&busybox).unwrap())
         .input("evenkeel", std::fs::read(&evenkeel).unwrap())
-        .input("vmlinuz", guest.image)
+        .input("vmlinux", vmlinux(&guest.image).unwrap())
         .input("initrd", guest.initramfs)
         .input("contract.toml", contract(&["debian-6.12", "debian-6.1"]))
         .output("guest.capsule");
@@ -94,7 +98,7 @@ fn a_plugged_vcpu_goes_along_to_another_kernel() {
     let said = String::from_utf8_lossy(&ran.output.stdout) + String::from_utf8_lossy(&ran.output.stderr);
     println!("{said}");
     assert_eq!(ran.output.exit, Exit::Code(0), "{said}");
-    assert!(said.contains("GUEST up cpus=1 online=0 possible=0-3"), "{said}");
+    assert!(said.contains("GUEST up cpus=1 online=0 possible=0-3 loader=176"), "by PVH: {said}");
     assert!(said.contains("GUEST cpus=2 online=0-1") && said.contains("GUEST cpus=4 online=0-3"), "{said}");
     assert!(said.contains("4 of 4"), "what `status` says: {said}");
     let capsule = ran.output.files.remove("guest.capsule").expect("the capsule comes back");
