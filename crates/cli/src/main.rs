@@ -101,6 +101,8 @@ enum Command {
     Pause(commands::control::Ask),
     /// Lets a paused machine go on.
     Resume(commands::control::Ask),
+    /// Gives the guest of a machine that runs more vCPUs.
+    Plug(commands::control::PlugIn),
     /// Ends a machine.
     Stop(commands::control::Ask),
     /// What a machine did, as Prometheus reads it.
@@ -165,6 +167,7 @@ fn main() -> ExitCode {
         Command::Status(c) => c.run(Request::Status, global),
         Command::Pause(c) => c.run(Request::Pause, global),
         Command::Resume(c) => c.run(Request::Resume, global),
+        Command::Plug(c) => c.run(global),
         Command::Stop(c) => c.run(Request::Stop, global),
         Command::Metrics(c) => c.run(Request::Metrics, global),
         Command::Confinement(c) => c.run(global),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
+use crate::devices::plug::Plug;
 use crate::life::{End, Life};
 
 /// The section of the board.
@@ -29,7 +30,7 @@ pub const DEVICE: &str = "device.";
 pub struct Board {
     /// Bytes of memory: on x86 from guest-physical address 0 on, on arm64 from [`crate::aarch64::MEMORY_BASE`].
     pub memory: u64,
-    /// How many vCPUs.
+    /// How many vCPUs KVM has, plugged or not.
     pub vcpus: u32,
     /// The irqchip's name: `kernel` or `split`, on arm64 `gicv3`.
     pub irqchip: String,
@@ -129,6 +130,11 @@ pub trait Runs: Sync {
     /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls
     /// [`Runs::run`]. The first word counts.
     fn confine(&self, confinement: Confinement);
+
+    /// What plugs its vCPUs; none: all that it can have are there.
+    fn plug(&self) -> Option<&Plug> {
+        None
+    }
 
     /// Its counters.
     fn metrics(&self) -> &Arc<Metrics>;

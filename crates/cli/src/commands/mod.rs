@@ -19,6 +19,7 @@ pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
+mod offloads;
 pub mod operate;
 pub mod predict;
 pub mod registers;

@@ -40,6 +40,9 @@ pub struct Journey {
     /// It moves while it runs: both hosts are up at once, and share the disk.
     #[arg(long)]
     live: bool,
+    /// The guest's kernel is unpacked here and booted by PVH, where its image is a bzImage.
+    #[arg(long)]
+    pvh: bool,
     /// The contract of all of them; what all of the hosts keep by their bundled captures, if not given.
     #[arg(long, value_name = "FILE", conflicts_with = "irqchip")]
     contract: Option<PathBuf>,
@@ -149,7 +152,11 @@ impl Journey {
         for guest in guests {
             let passes = if self.live { live::PASSES } else { PASSES };
             let init = SCRIPT.replace("PASSES", &passes.to_string());
-            let files = Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            let mut files =
+                Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            if self.pvh {
+                files.image = evenkeel_lab::vmlinux(&files.image).map_err(super::failed)?;
+            }
             for &vcpus in &vcpus {
                 // Where it starts it need not start twice.
                 let mut started: BTreeMap<String, Result<Traveller, String>> = BTreeMap::new();
