@@ -10,14 +10,14 @@ use crate::commands::handing::migrate::Figures;
 use crate::commands::relay;
 
 /// Passes of each worker.
-pub const PASSES: u32 = 40;
+pub const PASSES: u32 = 80;
 /// It moves after so many passes of its first worker on a host.
 const TIMES: u32 = 2;
 /// The other host, and the disk of both.
 const LINK: &str = "device:/dev/evenkeel-link";
 const DISK: &str = "/dev/vda";
 /// How long the guest may stand, in milliseconds of the emulated host: the link carries some MiB a second.
-const DOWNTIME: u32 = 2000;
+const DOWNTIME: u32 = 4000;
 /// Seconds of the emulated host for which a silent peer is waited: it restores.
 const PATIENCE: u32 = 120;
 /// How much faster than here time may go by on an emulated host.
