@@ -347,11 +347,10 @@ fn fit_xsave_area(contract: &mut Contract) {
         contract.words.binary_search_by_key(&at, |p: &Promise| p.at).map_or(0, |i| contract.words[i].value)
     };
     let components = get(at(0, 0)) | get(at(0, 3)) << 32;
-    let ends = (2..63).filter(|n| components >> n & 1 == 1).map(|n| (get(at(n, 0)), get(at(n, 1))));
+    let mut ends = (2..63).filter(|n| components >> n & 1 == 1).map(|n| (get(at(n, 0)), get(at(n, 1))));
     // x87 and SSE have the first 512 bytes, the header 64.
-    let end = ends.fold(Some(576), |end: Option<u64>, (size, offset)| {
-        end.filter(|_| size != 0 && offset != 0).map(|end| end.max(offset + size))
-    });
+    let end = ends
+        .try_fold(576_u64, |end, (size, offset)| (size != 0 && offset != 0).then(|| end.max(offset + size)));
     if let (Some(end), Ok(i)) = (end, contract.words.binary_search_by_key(&at(0, 2), |p| p.at)) {
         contract.words[i].value = contract.words[i].value.min(end);
     }
