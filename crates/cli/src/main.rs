@@ -111,6 +111,8 @@ enum Command {
     Confinement(commands::confinement::Confinement),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
+    #[command(hide = true)]
+    Relay(commands::relay::Relay),
     /// A completion script for a shell, on standard output.
     Completions {
         /// Which shell.
@@ -170,6 +172,7 @@ fn main() -> ExitCode {
         Command::Metrics(c) => c.run(Request::Metrics, global),
         Command::Confinement(c) => c.run(global),
         Command::Lab(c) => c.run(global),
+        Command::Relay(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);

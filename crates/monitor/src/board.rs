@@ -111,6 +111,19 @@ pub trait Runs: Sync {
     /// What it is.
     fn board(&self) -> Board;
 
+    /// Another process may use what is behind its devices, until [`Runs::claim`]: see
+    /// [`crate::devices::virtio::Device::release`]. It stands.
+    ///
+    /// # Errors
+    /// As a device says.
+    fn release(&self) -> Result<(), Error>;
+
+    /// What is behind its devices is used here, and by nobody else. Before it goes on.
+    ///
+    /// # Errors
+    /// As a device says: it must not go on.
+    fn claim(&self) -> Result<(), Error>;
+
     /// Its board and devices as a capsule has them, as they are now.
     fn sections(&self) -> Vec<Section>;
 

@@ -23,6 +23,7 @@ mod offloads;
 pub mod operate;
 pub mod predict;
 pub mod registers;
+pub mod relay;
 pub mod restore;
 mod restore_machine;
 pub mod rounds;

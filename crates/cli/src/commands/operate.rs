@@ -136,6 +136,8 @@ impl<R: Runs> Operated for Machine<'_, R> {
     }
 
     fn resume(&self) -> Result<(), Error> {
+        // They may have been given away, for a guest that was to move.
+        self.pc.claim()?;
         self.pc.life().resume()
     }
 

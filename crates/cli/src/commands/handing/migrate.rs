@@ -12,7 +12,7 @@ use evenkeel_handover::{Epoch, Token};
 use evenkeel_migrate::{Address, Credentials, NotSent, Policy, Progress, Sent, Settled, Slow, send, settle};
 use indicatif::{ProgressBar, ProgressStyle};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::journal::{Announced, open};
 use super::leaving::{Leaver, Machine};
@@ -102,7 +102,7 @@ pub struct Moved {
 }
 
 /// How a guest moved.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Figures {
     /// From the beginning of the pause until the destination said that it runs, in microseconds.
     pub paused_us: u64,

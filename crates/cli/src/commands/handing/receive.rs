@@ -75,6 +75,8 @@ impl Receive {
             came
         };
         let (lives, mut told) = (arrival.lives(), false);
+        // On a device nobody comes twice, and somebody else may want it.
+        let again = !matches!(self.from, Address::Device(_) | Address::Stdio);
         let mut go_on = |at: At| match at {
             At::Empty | At::Lost(_) => limit.is_none_or(|limit| begin.elapsed() < limit),
             // A source that did not hear of it can ask for as long as the guest runs.
@@ -82,7 +84,7 @@ impl Receive {
                 if !std::mem::replace(&mut told, true) {
                     anstream::eprintln!("it runs here");
                 }
-                lives.on()
+                again && lives.on()
             }
             _ => true,
         };
