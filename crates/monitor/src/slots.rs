@@ -126,6 +126,22 @@ impl Slots {
         })
     }
 
+    /// Another process may use what is behind them: [`Device::release`].
+    ///
+    /// # Errors
+    /// As a device says.
+    pub fn release(&mut self) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|slot| slot.transport.release())
+    }
+
+    /// It is used here: [`Device::claim`].
+    ///
+    /// # Errors
+    /// As a device says.
+    pub fn claim(&mut self) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|slot| slot.transport.claim())
+    }
+
     /// What they are and are at.
     pub fn records(&self) -> impl Iterator<Item = (String, Record)> {
         self.0.iter().enumerate().map(|(index, slot)| {

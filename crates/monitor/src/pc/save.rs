@@ -70,11 +70,11 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
     }
 
     fn release(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+        lock(&self.devices).virtio.release()
     }
 
     fn claim(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+        lock(&self.devices).virtio.claim()
     }
 
     fn vm(&self) -> &Vm<'_> {
