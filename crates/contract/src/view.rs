@@ -411,7 +411,8 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
             listed: true,
             write: r.write,
             reset: r.reset.map(|v| v.0),
-            holds: r.mask.map(|v| v.0),
+            // What KVM_ARM_GET_REG_WRITABLE_MASKS says of others is about features.
+            holds: r.mask.filter(|_| catalog::reg(r.id.0).is_some_and(|reg| reg.counters)).map(|v| v.0),
         });
     }
     words.sort_by_key(|w| w.at);
