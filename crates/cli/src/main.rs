@@ -101,6 +101,8 @@ enum Command {
     Pause(commands::control::Ask),
     /// Lets a paused machine go on.
     Resume(commands::control::Ask),
+    /// Gives the guest of a machine that runs more vCPUs.
+    Plug(commands::control::PlugIn),
     /// Ends a machine.
     Stop(commands::control::Ask),
     /// What a machine did, as Prometheus reads it.
@@ -109,6 +111,8 @@ enum Command {
     Confinement(commands::confinement::Confinement),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
+    #[command(hide = true)]
+    Relay(commands::relay::Relay),
     /// A completion script for a shell, on standard output.
     Completions {
         /// Which shell.
@@ -163,10 +167,12 @@ fn main() -> ExitCode {
         Command::Status(c) => c.run(Request::Status, global),
         Command::Pause(c) => c.run(Request::Pause, global),
         Command::Resume(c) => c.run(Request::Resume, global),
+        Command::Plug(c) => c.run(global),
         Command::Stop(c) => c.run(Request::Stop, global),
         Command::Metrics(c) => c.run(Request::Metrics, global),
         Command::Confinement(c) => c.run(global),
         Command::Lab(c) => c.run(global),
+        Command::Relay(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);

@@ -1,6 +1,7 @@
 //! A guest moves between processes, and says itself whether anything is missing.
 #![cfg(all(kvm, target_arch = "x86_64"))]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -109,10 +110,10 @@ impl Place {
     /// A guest that runs, with this control socket.
     fn guest(&self, socket: &str) -> Process {
         kernel(self.0.path());
-        let process = self.start(
-            "first",
-            &["run", "--memory", "32", "--limit", "300", "--kernel", "kernel", "--control", socket],
-        );
+        std::fs::write(self.path("disk"), vec![0; 1 << 20]).unwrap();
+        let run = "run --memory 32 --limit 300 --kernel kernel --disk disk --control";
+        let arguments: Vec<&str> = run.split(' ').chain([socket]).collect();
+        let process = self.start("first", &arguments);
         self.soon("it runs", || self.phase(socket).as_deref() == Some("running"));
         process
     }
@@ -169,8 +170,10 @@ fn kvm_a_guest_moves_to_another_process_and_is_handed_on_and_nothing_is_missing(
     let mut first = place.guest("one");
     place.soon("it has been through its pages", || first.said().len() > 3000);
 
-    let mut second = place
-        .start("second", &["receive", "--from", "unix:here", "--", "--control", "two", "--limit", "300"]);
+    let mut second = place.start(
+        "second",
+        &["receive", "--from", "unix:here", "--", "--control", "two", "--limit", "300", "--disk", "disk"],
+    );
     place.soon("it listens", || place.path("here").exists());
     let moved = place.ask(&[
         "migrate",
@@ -199,8 +202,10 @@ fn kvm_a_guest_moves_to_another_process_and_is_handed_on_and_nothing_is_missing(
     place.soon("it goes on there", || second.said().len() > 3000);
     assert_eq!(place.phase("two").as_deref(), Some("running"));
 
-    let mut third =
-        place.start("third", &["update", "--control", "two", "--", "--control", "three", "--limit", "300"]);
+    let mut third = place.start(
+        "third",
+        &["update", "--control", "two", "--", "--control", "three", "--limit", "300", "--disk", "disk"],
+    );
     place.soon("it is handed over", || place.phase("three").as_deref() == Some("running"));
     place.soon("the second process ends", || second.ended().is_some());
     assert!(second.ended().unwrap().success(), "{:?} {}", second.ended(), place.errors("second"));
@@ -210,4 +215,39 @@ fn kvm_a_guest_moves_to_another_process_and_is_handed_on_and_nothing_is_missing(
     place.soon("it ends", || third.ended().is_some());
     assert!(place.errors("third").contains("moved: paused for"), "{}", place.errors("third"));
     whole(&[&first, &second, &third]);
+}
+
+#[test]
+fn kvm_a_disk_that_is_used_there_keeps_its_guest_here() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let first = place.guest("one");
+    // The disk of a guest that runs is nobody else's.
+    let other = place.ask(&["run", "--memory", "32", "--kernel", "kernel", "--disk", "disk"]);
+    let why = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(!other.status.success() && why.contains("disk0: another process uses its file"), "{why}");
+
+    let held = File::create_new(place.path("copy")).unwrap();
+    held.set_len(1 << 20).unwrap();
+    held.lock().unwrap();
+    let second = place.start(
+        "second",
+        &["receive", "--from", "unix:here", "--", "--control", "two", "--limit", "300", "--disk", "copy"],
+    );
+    place.soon("it listens", || place.path("here").exists());
+    let moved = place.ask(&["migrate", "--control", "one", "--to", "unix:here"]);
+    let why = String::from_utf8_lossy(&moved.stderr).into_owned();
+    assert_eq!(moved.status.code(), Some(1), "{why}");
+    assert!(why.contains("disk0: another process uses its file"), "{why}");
+    // It goes on, with its disk.
+    assert_eq!(place.phase("one").as_deref(), Some("running"));
+    assert!(File::open(place.path("disk")).unwrap().try_lock().is_err());
+    let before = first.said().len();
+    place.soon("it goes on here", || first.said().len() > before);
+
+    drop(held);
+    let moved = place.ask(&["migrate", "--control", "one", "--to", "unix:here"]);
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    place.soon("it goes on there", || second.said().len() > 3000);
+    assert!(place.ask(&["stop", "two"]).status.success());
+    whole(&[&first, &second]);
 }

@@ -154,7 +154,7 @@ impl<'a> Sender<'a> {
         let mut away: Option<Instant> = None;
         loop {
             if let Some(error) = self.stands.take() {
-                return Err(NotSent::Stands(error));
+                return Err(self.stands(error));
             }
             match self.automaton.at() {
                 At::Owner | At::Lost => return self.ended(),
@@ -187,11 +187,19 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// It does not go on; what went wrong before that may say why.
+    fn stands(&mut self, error: GuestError) -> NotSent {
+        NotSent::Stands(match self.why.take() {
+            Some(why) => GuestError(format!("{error} (before that: {why})")),
+            None => error,
+        })
+    }
+
     fn ended(&mut self) -> Result<Sent, NotSent> {
         if std::mem::take(&mut self.touched)
             && let Err(error) = self.guest.resume()
         {
-            return Err(NotSent::Stands(error));
+            return Err(self.stands(error));
         }
         let why = self.why.take().unwrap_or_else(|| "the attempt ended".to_owned());
         Err(match self.words.take() {

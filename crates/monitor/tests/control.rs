@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use evenkeel_monitor::Error;
 use evenkeel_monitor::confine::{Mode, Report};
 use evenkeel_monitor::control::client::ClientError;
 use evenkeel_monitor::control::protocol::{
-    Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Saved, Snapshot,
+    Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Plug, Saved, Snapshot, Vcpus,
 };
 use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, listen, serve};
 
@@ -24,6 +24,7 @@ struct Counting {
     phase: Mutex<(Phase, Option<String>)>,
     beats: Arc<AtomicU64>,
     stands: Arc<AtomicBool>,
+    plugged: AtomicU32,
     /// How long a pause and a snapshot take.
     slow: Duration,
 }
@@ -52,6 +53,18 @@ impl Operated for Counting {
 
     fn stop(&self) {
         *self.phase.lock().unwrap() = (Phase::Ended, Some("stopped".to_owned()));
+    }
+
+    fn vcpus(&self) -> Option<Vcpus> {
+        Some(Vcpus { vcpus: self.plugged.load(Ordering::SeqCst), most: 4 })
+    }
+
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error> {
+        if vcpus > 4 {
+            return Err(Error::Device("at most 4".to_owned()));
+        }
+        self.plugged.store(vcpus, Ordering::SeqCst);
+        Ok(Vcpus { vcpus, most: 4 })
     }
 
     fn devices(&self) -> Vec<evenkeel_monitor::control::metrics::Device> {
@@ -96,7 +109,7 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let (beats, stands) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let phase = Mutex::new((Phase::Running, None));
-        let machine = Arc::new(Counting { phase, beats, stands, slow });
+        let machine = Arc::new(Counting { phase, beats, stands, plugged: AtomicU32::new(2), slow });
         let listener = listen(&dir.path().join("socket")).unwrap();
         let confinement = Report { mode, ..Report::default() };
         let about = About { vcpus: 2, memory_bytes: 1 << 20, epoch: 1, confinement };
@@ -200,6 +213,12 @@ fn a_machine_is_paused_resumed_measured_and_stopped() {
         assert!(metrics.text.lines().any(|line| line == series), "{series} in\n{}", metrics.text);
     }
     setting.is_well();
+    let plug = |vcpus| Command::Plug(Plug { vcpus });
+    let four = Vcpus { vcpus: 4, most: 4 };
+    assert!(matches!(ask(&mut client, plug(4)), Ok(Answer::Plugged(vcpus)) if vcpus == four));
+    let Ok(Answer::Status(status)) = ask(&mut client, Command::Status) else { panic!() };
+    assert_eq!((status.vcpus, status.most_vcpus), (4, Some(4)));
+    assert_eq!(refused(ask(&mut client, plug(5))), Code::Failed);
     assert!(matches!(ask(&mut client, Command::Stop), Ok(Answer::Stopping(_))));
     assert_eq!(refused(ask(&mut client, Command::Pause)), Code::Phase);
     setting.end();

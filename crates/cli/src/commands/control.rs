@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evenkeel_monitor::control::client::ClientError;
-use evenkeel_monitor::control::protocol::{Answer, Code, Event, Happened, Reply, Saved, Snapshot, Status};
+use evenkeel_monitor::control::protocol::{
+    Answer, Code, Event, Happened, Plug, Reply, Saved, Snapshot, Status, Vcpus,
+};
 use evenkeel_monitor::control::{Client, Command};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -32,6 +34,23 @@ impl Ask {
         client.set_limit(Some(limit)).map_err(|e| failed(&self.socket, &e))?;
         let answer = client.ask(command, None, &mut |_| {}).map_err(|e| failed(&self.socket, &e))?;
         tell(answer, global)
+    }
+}
+
+/// Gives the guest of a machine that runs more vCPUs.
+#[derive(clap::Args)]
+pub struct PlugIn {
+    #[command(flatten)]
+    ask: Ask,
+    /// How many it is to have in all: at most what `evenkeel run --most-vcpus` was given.
+    #[arg(value_name = "VCPUS")]
+    vcpus: u32,
+}
+
+impl PlugIn {
+    /// Asks for it, and tells the answer.
+    pub fn run(self, global: Global) -> Result<u8, Failure> {
+        self.ask.run(Command::Plug(Plug { vcpus: self.vcpus }), global)
     }
 }
 
@@ -114,6 +133,9 @@ fn tell(answer: Answer, global: Global) -> Result<u8, Failure> {
         Answer::Status(status) => words(&status),
         Answer::Paused(took) => format!("paused in {:.3} ms\n", took.seconds * 1e3),
         Answer::Resumed(_) => "resumed\n".to_owned(),
+        Answer::Plugged(Vcpus { vcpus, most }) => {
+            format!("{vcpus} vCPUs of {most}: the guest takes those online that are new to it\n")
+        }
         Answer::Stopping(_) => "stopping\n".to_owned(),
         Answer::Subscribed(_) => String::new(),
         Answer::Metrics(metrics) => metrics.text,
@@ -134,8 +156,9 @@ fn words(status: &Status) -> String {
     let work = status.work.as_ref().map_or_else(String::new, |work| {
         format!("at work:     {} ({} of {} bytes)\n", work.name, work.done, work.of)
     });
+    let most = status.most_vcpus.map_or_else(String::new, |most| format!(" of {most}"));
     format!(
-        "phase:       {}{end}\nsince:       {:.1} s\nvCPUs:       {}\nmemory:      {} MiB\n{work}confinement: {}\n\
+        "phase:       {}{end}\nsince:       {:.1} s\nvCPUs:       {}{most}\nmemory:      {} MiB\n{work}confinement: {}\n\
          process:     {}, evenkeel {}\n",
         status.phase.name(),
         status.uptime_seconds,

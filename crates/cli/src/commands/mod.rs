@@ -19,9 +19,11 @@ pub mod observe;
 pub mod observe_contract;
 #[cfg(target_arch = "x86_64")]
 pub mod observe_score;
+mod offloads;
 pub mod operate;
 pub mod predict;
 pub mod registers;
+pub mod relay;
 pub mod restore;
 mod restore_machine;
 pub mod rounds;

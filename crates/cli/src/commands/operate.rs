@@ -11,7 +11,7 @@ use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::confine::preflight::{Missing, Need, Passed};
 use evenkeel_monitor::confine::{Audited, Confinement, Mode, Thread};
 use evenkeel_monitor::control::metrics::Device;
-use evenkeel_monitor::control::protocol::{Leave, Phase, Saved};
+use evenkeel_monitor::control::protocol::{Leave, Phase, Saved, Vcpus};
 use evenkeel_monitor::control::{About, Operated, listen, serve};
 use evenkeel_monitor::{End, Error, Phase as Life};
 use evenkeel_sys::Live;
@@ -136,11 +136,24 @@ impl<R: Runs> Operated for Machine<'_, R> {
     }
 
     fn resume(&self) -> Result<(), Error> {
+        // They may have been given away, for a guest that was to move.
+        self.pc.claim()?;
         self.pc.life().resume()
     }
 
     fn stop(&self) {
         self.pc.life().stop();
+    }
+
+    fn vcpus(&self) -> Option<Vcpus> {
+        self.pc.plug().map(|plug| Vcpus { vcpus: plug.plugged(), most: plug.most() })
+    }
+
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error> {
+        let none = || Error::Device("this machine has all the vCPUs that it can have".to_owned());
+        let plug = self.pc.plug().ok_or_else(none)?;
+        plug.plug(vcpus)?;
+        Ok(Vcpus { vcpus: plug.plugged(), most: plug.most() })
     }
 
     fn devices(&self) -> Vec<Device> {

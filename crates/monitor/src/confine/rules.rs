@@ -207,7 +207,9 @@ pub const RULES: &[Rule] = &[
     any("lseek", SNAPSHOT, "the file of a snapshot"),
     any("fdatasync", SNAPSHOT, "the file of a snapshot"),
     any("getrandom", SNAPSHOT, "the id of a snapshot"),
-    // A guest that moves away.
+    // A guest that moves away, or goes on.
+    any("flock", SNAPSHOT, "the disks, which another process may use, or which are used here")
+        .seldom("only with a disk"),
     with("fcntl", Only::Is(1, 1030), "F_DUPFD_CLOEXEC", SNAPSHOT, "the file of its memory").seldom(MOVES),
     ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged").seldom(MOVES),
     ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(MOVES),

@@ -33,7 +33,7 @@ pub use server::Server;
 pub use worker::Worker;
 
 use mover::Mover;
-use protocol::{Answer, Leave, Phase, Saved, Work};
+use protocol::{Answer, Leave, Phase, Saved, Vcpus, Work};
 
 /// As many jobs wait for the worker.
 const WAITING: usize = 8;
@@ -58,6 +58,15 @@ pub trait Operated: Sync {
     /// Asks it to end. Comes back at once.
     fn stop(&self);
 
+    /// How many vCPUs it has, where the machine can have more. Comes back at once.
+    fn vcpus(&self) -> Option<Vcpus>;
+
+    /// From now on it has so many: how many that are, and can be. Comes back at once.
+    ///
+    /// # Errors
+    /// It cannot have so many, or not fewer.
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error>;
+
     /// What its devices did. Comes back at once: what cannot be looked at now is told as it was the last time.
     fn devices(&self) -> Vec<metrics::Device>;
 
@@ -78,7 +87,7 @@ pub trait Operated: Sync {
 /// What does not change about a machine.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// How many vCPUs.
+    /// How many vCPUs KVM has.
     pub vcpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,

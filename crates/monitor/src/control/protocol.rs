@@ -34,6 +34,8 @@ pub enum Command {
     Resume,
     /// Save the machine into the file that was passed with this line (SCM_RIGHTS), or under a path.
     Snapshot(Snapshot),
+    /// From now on the guest has so many vCPUs: where the machine was made for more than it has.
+    Plug(Plug),
     /// End the machine.
     Stop,
     /// Counters, as Prometheus reads them.
@@ -80,6 +82,14 @@ pub struct Snapshot {
     pub path: Option<String>,
 }
 
+/// How many vCPUs a guest is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Plug {
+    /// In all; not fewer than it has.
+    pub vcpus: u32,
+}
+
 /// A line of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -113,6 +123,8 @@ pub enum Answer {
     Resumed(Took),
     /// To `snapshot`: all of it is in the file.
     Saved(Saved),
+    /// To `plug`: the guest is told when it runs, and takes them online itself.
+    Plugged(Vcpus),
     /// To `stop`: the machine comes to its end.
     Stopping(Nothing),
     /// To `metrics`.
@@ -129,6 +141,16 @@ pub enum Answer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
+
+/// How many vCPUs a machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Vcpus {
+    /// That its guest was told of, or is about to be.
+    pub vcpus: u32,
+    /// That it can have.
+    pub most: u32,
+}
 
 /// How long something took.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -216,6 +238,9 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// How many vCPUs it has.
     pub vcpus: u32,
+    /// How many it can have, where that is more than it was started with: see `plug`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_vcpus: Option<u32>,
     /// Bytes of its memory.
     pub memory_bytes: u64,
     /// How often it moved, and once more: who has an older epoch must not write to its storage.

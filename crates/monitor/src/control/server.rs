@@ -225,6 +225,15 @@ impl Server {
                 machine.stop();
                 return Some(Answer::Stopping(Nothing {}));
             }
+            Command::Plug(wanted) => {
+                return Some(match machine.plug(wanted.vcpus) {
+                    Ok(vcpus) => Answer::Plugged(vcpus),
+                    Err(why) => Answer::Error(
+                        Refused::new(Code::Failed, why.to_string())
+                            .hinting("`evenkeel run --most-vcpus` says how many there can be"),
+                    ),
+                });
+            }
             Command::Leave(step) => match step {
                 Leave::Offer | Leave::Written | Leave::State => match client.target() {
                     Ok(file) => Task::Leave(step, Some(file)),
@@ -262,6 +271,7 @@ impl Server {
 
     fn status(&self, machine: &dyn Operated) -> Status {
         let (phase, end) = machine.phase();
+        let vcpus = machine.vcpus();
         Status {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -269,7 +279,8 @@ impl Server {
             phase,
             end,
             uptime_seconds: self.shared.began.elapsed().as_secs_f64(),
-            vcpus: self.about.vcpus,
+            vcpus: vcpus.map_or(self.about.vcpus, |vcpus| vcpus.vcpus),
+            most_vcpus: vcpus.map(|vcpus| vcpus.most),
             memory_bytes: self.about.memory_bytes,
             epoch: self.about.epoch,
             leaving: lock(&self.shared.mover).as_ref().map(Mover::told),

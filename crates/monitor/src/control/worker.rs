@@ -105,6 +105,7 @@ impl Worker {
             Leave::Back(_) => {
                 // Whatever it was at: what is remembered of its memory is not needed any more.
                 let done = machine.leave(step, None);
+                // It stands where it cannot have its disks back.
                 machine.resume()?;
                 if let Some(since) = self.stands.take() {
                     self.metrics.stood_still(since.elapsed());

@@ -64,6 +64,14 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
         self.board().sections(&self.records())
     }
 
+    fn release(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+    }
+
+    fn claim(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+    }
+
     fn vm(&self) -> &Vm<'_> {
         self.machine.vm()
     }

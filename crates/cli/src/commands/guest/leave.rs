@@ -69,7 +69,11 @@ impl<'k, 'n, R: Runs> Leaver<'k, 'n, R> {
             }
             Leave::State => {
                 let packed = pack(self.runs, self.noting, self.luggage);
-                Ok((put(&packed.map_err(|e| told("its state", &e.message))?.guest, to)?, None))
+                let bytes = put(&packed.map_err(|e| told("its state", &e.message))?.guest, to)?;
+                // Nothing is in flight any more. Who gets the state takes the disks before it says that the guest is there, so that
+                // it is told while the guest can still go on here.
+                self.runs.release()?;
+                Ok((bytes, None))
             }
             Leave::Back(_) => {
                 if let Some(log) = log.take() {

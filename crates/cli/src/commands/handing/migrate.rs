@@ -12,7 +12,7 @@ use evenkeel_handover::{Epoch, Token};
 use evenkeel_migrate::{Address, Credentials, NotSent, Policy, Progress, Sent, Settled, Slow, send, settle};
 use indicatif::{ProgressBar, ProgressStyle};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::journal::{Announced, open};
 use super::leaving::{Leaver, Machine};
@@ -22,6 +22,9 @@ use crate::{Format, Global, output};
 
 /// How often progress is told where there is no terminal.
 const TELL: Duration = Duration::from_millis(500);
+
+/// How long a silent peer is waited for, in seconds, where nothing else is said.
+pub const PATIENCE: u64 = 10;
 
 /// Who is on the other side, and how it is known.
 #[derive(clap::Args)]
@@ -69,6 +72,9 @@ pub struct Migrate {
     /// What to do with a guest that writes faster than the link carries.
     #[arg(long, default_value = "pause", value_parser = ["pause", "stop"])]
     slow: String,
+    /// A destination that says nothing for so many seconds is lost, also one that restores the guest.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
     /// How many streams carry memory.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     streams: u8,
@@ -96,7 +102,7 @@ pub struct Moved {
 }
 
 /// How a guest moved.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Figures {
     /// From the beginning of the pause until the destination said that it runs, in microseconds.
     pub paused_us: u64,
@@ -247,6 +253,7 @@ impl Migrate {
             streams: self.streams,
             compress: self.compress,
             verify: self.verify.is_some(),
+            patience: Duration::from_secs(self.patience),
             ..Policy::default()
         };
         let mut connect = || self.to.connect(credentials.as_ref(), policy.patience);

@@ -9,7 +9,7 @@ use evenkeel_migrate::{Address, Listener, Policy, Received, receive};
 
 use super::arriving::Arrival;
 use super::journal::open;
-use super::migrate::Certificates;
+use super::migrate::{Certificates, PATIENCE};
 use crate::Global;
 use crate::failure::Failure;
 
@@ -24,6 +24,9 @@ pub struct Receive {
     /// The journal of this side; `evenkeel.journal` beside a unix socket, or in the current directory, if not named.
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// A source that says nothing for so many seconds is lost.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
     /// Give up when no guest has come for so many seconds.
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
@@ -50,7 +53,7 @@ impl Receive {
     /// Waits, and stays until the guest ends.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
         let refused = |e: std::io::Error| Failure { exit: 3, ..Failure::bad(e.to_string(), "") };
-        let policy = Policy::default();
+        let policy = Policy { patience: Duration::from_secs(self.patience), ..Policy::default() };
         let beside = match &self.from {
             Address::Unix(path) => path.clone(),
             _ => PathBuf::from("evenkeel"),
@@ -72,6 +75,8 @@ impl Receive {
             came
         };
         let (lives, mut told) = (arrival.lives(), false);
+        // On a device nobody comes twice, and somebody else may want it.
+        let again = !matches!(self.from, Address::Device(_) | Address::Stdio);
         let mut go_on = |at: At| match at {
             At::Empty | At::Lost(_) => limit.is_none_or(|limit| begin.elapsed() < limit),
             // A source that did not hear of it can ask for as long as the guest runs.
@@ -79,7 +84,7 @@ impl Receive {
                 if !std::mem::replace(&mut told, true) {
                     anstream::eprintln!("it runs here");
                 }
-                lives.on()
+                again && lives.on()
             }
             _ => true,
         };

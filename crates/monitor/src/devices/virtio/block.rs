@@ -1,6 +1,7 @@
-//! A disk: a raw file (virtio 1.2, section 5.2).
+//! A disk: a raw file (virtio 1.2, section 5.2). While a process uses it, it holds the file's lock (flock(2)): for itself, or with
+//! others where the guest cannot write. Locks of that kind belong to one host: between hosts, storage has to look at the epoch.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
@@ -75,7 +76,7 @@ impl Block {
     /// A disk with what is in this file, up to the last whole sector. `name` is what the guest can ask for.
     ///
     /// # Errors
-    /// The file's length cannot be told, or the name is too long.
+    /// The file's length cannot be told, another process uses it, or the name is too long.
     pub fn new(file: File, read_only: bool, name: &str) -> Result<Block, Error> {
         let bytes = length(&file)? / SECTOR * SECTOR;
         Block::with(file, Config { bytes, read_only, id: name.to_owned(), features: KNOWN })
@@ -84,7 +85,7 @@ impl Block {
     /// The disk that this describes, in this file.
     ///
     /// # Errors
-    /// The file is too short or too long for it, or the description makes no sense.
+    /// The file is too short or too long for it, another process uses it, or the description makes no sense.
     pub fn with(file: File, config: Config) -> Result<Block, Error> {
         let wrong = |what: String| Err(Error::Device(format!("disk {}: {what}", config.id)));
         let found = length(&file)? / SECTOR * SECTOR;
@@ -100,7 +101,9 @@ impl Block {
                 "features {strange:#x} are unknown here: restore it with a newer evenkeel"
             ));
         }
-        Ok(Block { file, config, bell: Bell::new()?, counts: Counts::default() })
+        let mut block = Block { file, config, bell: Bell::new()?, counts: Counts::default() };
+        block.claim()?;
+        Ok(block)
     }
 
     /// What it is.
@@ -226,6 +229,27 @@ impl Device for Block {
 
     fn bell(&self) -> Option<&Bell> {
         Some(&self.bell)
+    }
+
+    fn release(&mut self) -> Result<(), Error> {
+        let failed = |e: std::io::Error| Error::Device(format!("disk {}: {e}", self.config.id));
+        if !self.config.read_only {
+            self.file.sync_data().map_err(failed)?;
+        }
+        self.file.unlock().map_err(failed)
+    }
+
+    fn claim(&mut self) -> Result<(), Error> {
+        let locked = if self.config.read_only { self.file.try_lock_shared() } else { self.file.try_lock() };
+        locked.map_err(|e| {
+            Error::Device(match e {
+                TryLockError::WouldBlock => format!(
+                    "disk {}: another process uses its file: end that one first, or give this guest a copy",
+                    self.config.id
+                ),
+                TryLockError::Error(e) => format!("disk {}: its file cannot be locked: {e}", self.config.id),
+            })
+        })
     }
 
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {

@@ -135,6 +135,22 @@ impl Transport {
         self.device.quiesce()
     }
 
+    /// Another process may use what is behind the device: [`Device::release`].
+    ///
+    /// # Errors
+    /// As the device says.
+    pub fn release(&mut self) -> Result<(), Error> {
+        self.device.release()
+    }
+
+    /// It is used here: [`Device::claim`].
+    ///
+    /// # Errors
+    /// As the device says.
+    pub fn claim(&mut self) -> Result<(), Error> {
+        self.device.claim()
+    }
+
     fn offered(&self) -> u64 {
         self.device.features() | VERSION_1
     }

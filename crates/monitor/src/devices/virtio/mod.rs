@@ -75,6 +75,23 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// Another process may use what is behind it: what the guest wrote is there, and nothing is held any more. It is not used here
+    /// before [`Device::claim`].
+    ///
+    /// # Errors
+    /// What was written cannot be made to last.
+    fn release(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// What is behind it is used here, and by nobody else. Nothing changes where that is so already.
+    ///
+    /// # Errors
+    /// Another process has it.
+    fn claim(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The driver is gone, or another one begins: what belonged to the old one is forgotten, and [`Device::source`] is not readable.
     fn reset(&mut self) {
         if let Some(bell) = self.bell() {
