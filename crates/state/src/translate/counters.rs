@@ -52,5 +52,5 @@ fn counters(image: &Image, owner: Owner) -> Option<u64> {
     let of_vcpu = image.items.iter().filter(|item| item.owner == owner).filter_map(entries::of);
     let control = of_vcpu.flatten().find(|entry| entry.key == Key::Reg(PMCR))?;
     let events = super::number(&control.value)? >> 11 & 0x1f;
-    Some((1 << events) - 1 | CYCLES)
+    Some(((1 << events) - 1) | CYCLES)
 }
