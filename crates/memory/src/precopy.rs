@@ -29,13 +29,16 @@ pub struct DirtyLog<'a, 'b> {
     slots: Vec<(Slot, Arc<Ram>)>,
     manual: bool,
     guest: Guest,
+    /// Where copies go, one for each memory: made at first, as a confined process makes none later. They take memory only while
+    /// a copy is there.
+    copies: Vec<Arc<Ram>>,
 }
 
 /// A copy of memory, as of the pause.
 #[derive(Debug)]
 pub struct Copied {
     guest: Guest,
-    copies: Vec<Ram>,
+    copies: Vec<Arc<Ram>>,
     /// How often what was written meanwhile was copied again.
     pub rounds: u32,
     /// Pages that were copied in the pause.
@@ -62,7 +65,9 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
             return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
         }
         let manual = vm.manual_dirty_log()?;
-        Ok(DirtyLog { vm, slots, manual, guest })
+        let copies: Result<_, _> = guest.rams().iter().map(|ram| Ram::new(ram.len()).map(Arc::new)).collect();
+        let copies = copies.map_err(|why| Error::Life(format!("no room for a copy of memory: {why}")))?;
+        Ok(DirtyLog { vm, slots, manual, guest, copies })
     }
 
     /// The memory.
@@ -91,9 +96,8 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         for (slot, ram) in &self.slots {
             self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram))?;
         }
-        let copies: Result<Vec<Ram>, _> = self.guest.rams().iter().map(|ram| Ram::new(ram.len())).collect();
-        let copies = copies.map_err(|why| Error::Life(format!("no memory for a copy: {why}")))?;
-        let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
+        let mut copied =
+            Copied { guest: self.guest.clone(), copies: self.copies.clone(), rounds: 0, last: 0 };
         let mut buffer = vec![0; BATCH as usize];
         for (slot, _) in &self.slots {
             copied.copy(slot.guest, slot.length, &mut buffer)?;
@@ -186,6 +190,16 @@ impl Copied {
             done += part;
         }
         Ok(())
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        for copy in &self.copies {
+            // What is cut off is given back; it grows again without a page.
+            let _ = rustix::fs::ftruncate(copy.fd(), 0);
+            let _ = rustix::fs::ftruncate(copy.fd(), copy.len() as u64);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ mod request;
 pub mod requests;
 mod run;
 mod system;
-mod uffd;
+pub mod uffd;
 mod vcpu;
 mod vm;
 mod watch;
