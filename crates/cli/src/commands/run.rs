@@ -95,6 +95,6 @@ impl Run {
         let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
         let pc = Pc::new(&machine, &vcpus, devices, console, &mut boot).map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
-        drive(&pc, &noting, &luggage, &self.running, &heard, operator)
+        drive(&pc, &noting, &luggage, &self.running, &heard, operator, None)
     }
 }

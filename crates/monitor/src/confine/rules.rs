@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use evenkeel_sys::requests as r;
+use evenkeel_sys::{requests as r, uffd};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
@@ -23,13 +23,16 @@ pub enum Thread {
     Control,
     /// Pauses, resumes and saves the machine.
     Snapshot,
+    /// Deals with faults in guest memory: of those who write while it is saved, and of those who want what is not loaded yet.
+    Memory,
     /// Started the others, and waits for the end.
     Main,
 }
 
 impl Thread {
     /// All of them.
-    pub const ALL: [Thread; 5] = [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+    pub const ALL: [Thread; 6] =
+        [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory, Thread::Main];
 
     /// Its name, in messages and documents.
     pub const fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Thread {
             Thread::Io => "io",
             Thread::Control => "control",
             Thread::Snapshot => "snapshot",
+            Thread::Memory => "memory",
             Thread::Main => "main",
         }
     }
@@ -126,16 +130,20 @@ const fn with(
 
 const VCPU: &[Thread] = &[Thread::Vcpu];
 const IO: &[Thread] = &[Thread::Io];
-const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
+const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory];
+/// Of them, those that run or stop vCPUs.
+const MOVERS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
 /// Those that wait for nothing with ppoll otherwise.
 const QUIET: &[Thread] = &[Thread::Vcpu, Thread::Snapshot, Thread::Main];
-const CLOSERS: &[Thread] = &[Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+const CLOSERS: &[Thread] = &[Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory, Thread::Main];
 const CONTROL: &[Thread] = &[Thread::Control];
 const SNAPSHOT: &[Thread] = &[Thread::Snapshot];
+const MEMORY: &[Thread] = &[Thread::Memory];
 const MAIN: &[Thread] = &[Thread::Main];
 const ALL: &[Thread] = &Thread::ALL;
 const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
 
+const FICLONE: u32 = 0x4004_9409;
 const TCGETS: u32 = 0x5401;
 const PROT_EXEC: u32 = 4;
 const ALLOCATOR: &str = "the allocator asks only when what it has is used up";
@@ -144,6 +152,10 @@ const CHECKED: &str = "builds with debug assertions look, others do not";
 const SETTLES: &str = "only with local timers to settle";
 const NO_DRIVER: &str = "only with a guest that has a driver for the device";
 const NEWER: &str = "older kernels have not got it, or not for this VM";
+const UFFD: &str = "only with a userfaultfd that takes faults of the kernel";
+const LAZY: &str = "only where a guest is restored before its memory is there";
+const LOGGED: &str = "only where copy before write cannot be";
+const DISKS: &str = "only where the guest has a disk, and it is to be copied";
 const STATE: &str = "what a vCPU or the VM is at";
 const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
 
@@ -177,7 +189,7 @@ pub const RULES: &[Rule] = &[
     any("getpid", VCPU, "a vCPU that settles sends itself the signal"),
     any("gettid", VCPU, "a vCPU that settles sends itself the signal"),
     ioctl(&r::KVM_SET_SIGNAL_MASK, VCPU, "a vCPU settles").seldom(SETTLES),
-    with("tgkill", Only::Own(0), "in this process", THREADS, "takes vCPUs out of KVM_RUN, also at the end"),
+    with("tgkill", Only::Own(0), "in this process", MOVERS, "takes vCPUs out of KVM_RUN, also at the end"),
     with("tgkill", Only::Own(0), "in this process", MAIN, "takes vCPUs out of KVM_RUN at the end")
         .seldom("only when the time is over"),
     // Devices.
@@ -243,6 +255,28 @@ pub const RULES: &[Rule] = &[
     ioctl(&r::KVM_GET_TSC_KHZ, SNAPSHOT, STATE),
     ioctl(&r::KVM_GET_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
     ioctl(&r::KVM_HAS_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
+    any("pread64", SNAPSHOT, "memory, which is read through its file").seldom("only of a machine that runs"),
+    ioctl(&uffd::REGISTER, SNAPSHOT, "guards memory, at the first snapshot").seldom(UFFD),
+    ioctl(&uffd::WRITEPROTECT, SNAPSHOT, "guards memory, and gives it free").seldom(UFFD),
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "logs what is written, and no longer").seldom(LOGGED),
+    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what was written meanwhile").seldom(LOGGED),
+    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what is written from now on").seldom(LOGGED),
+    any("pwrite64", SNAPSHOT, "a copy of memory, or of a disk").seldom(LOGGED),
+    with("ioctl", Only::Is(1, FICLONE), "FICLONE", SNAPSHOT, "a disk of that instant").seldom(DISKS),
+    // Faults in guest memory.
+    any("ppoll", MEMORY, "waits for those who wait").seldom(UFFD),
+    any("read", MEMORY, "who waits").seldom(UFFD),
+    any("pread64", MEMORY, "memory that is about to be written to; the capsule that it is loaded from")
+        .seldom(UFFD),
+    ioctl(&uffd::WRITEPROTECT, MEMORY, "gives free what was copied").seldom(UFFD),
+    ioctl(&uffd::WAKE, MEMORY, "who waits for what is there looks again").seldom(UFFD),
+    ioctl(&uffd::COPY, MEMORY, "what was loaded and verified").seldom(LAZY),
+    ioctl(&uffd::ZEROPAGE, MEMORY, "memory that was saved as zero").seldom(LAZY),
+    ioctl(&uffd::POISON, MEMORY, "memory whose chunk is damaged").seldom(LAZY),
+    ioctl(&uffd::UNREGISTER, MEMORY, "all is there").seldom(LAZY),
+    any("clock_nanosleep", MEMORY, "a guest that begins has the CPUs first").seldom(LAZY),
+    with("tgkill", Only::Own(0), "in this process", MEMORY, "ends a machine whose memory is damaged")
+        .seldom(LAZY),
     // The end: after the audit was told.
     with("ioctl", Only::Is(1, TCGETS), "TCGETS", MAIN, "whether standard error is a terminal, for colours")
         .seldom("only when it ends with an error"),

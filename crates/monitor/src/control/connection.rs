@@ -18,6 +18,8 @@ use super::protocol::{Code, Event, Happened, LONGEST, Line, Lost, Refused};
 
 /// Bytes that a client may leave unread before it is not listened to any more, and before events are not kept for it.
 const UNREAD: usize = 256 << 10;
+/// As many descriptors come with a line: that of a snapshot, and those of copies of disks.
+pub const PASSED: usize = 10;
 /// For how long it may take nothing of what it is sent.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,7 +30,7 @@ pub struct Connection {
     socket: UnixStream,
     input: Vec<u8>,
     output: VecDeque<u8>,
-    passed: Option<OwnedFd>,
+    passed: Vec<OwnedFd>,
     /// It is told what happens.
     pub subscribed: bool,
     /// Jobs of it that are not done.
@@ -52,7 +54,7 @@ impl Connection {
             socket,
             input: Vec::new(),
             output: VecDeque::new(),
-            passed: None,
+            passed: Vec::new(),
             subscribed: false,
             waits: 0,
             active: Instant::now(),
@@ -77,7 +79,7 @@ impl Connection {
     /// It is gone.
     pub fn receive(&mut self) -> Result<(), Gone> {
         let mut bytes = [0; LONGEST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -88,8 +90,8 @@ impl Connection {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                // One that nothing used is closed by this.
-                self.passed = fds.last().or(self.passed.take());
+                // What nothing used is closed by this.
+                self.passed = fds.collect();
             }
         }
         if got.bytes == 0 {
@@ -98,7 +100,7 @@ impl Connection {
         self.active = Instant::now();
         self.input.extend_from_slice(&bytes[..got.bytes]);
         if got.flags.contains(ReturnFlags::CTRUNC) {
-            self.close(Refused::new(Code::TooLong, "more than one descriptor with a line"));
+            self.close(Refused::new(Code::TooLong, &format!("more than {PASSED} descriptors with a line")));
         }
         Ok(())
     }
@@ -129,16 +131,24 @@ impl Connection {
         self.hears() && self.input.contains(&b'\n')
     }
 
-    /// The file that was passed, if a snapshot can go there.
+    /// The file that was passed, if a snapshot can go there, and those behind it.
     ///
     /// # Errors
-    /// There is none, or it is none that one can go to.
-    pub fn target(&mut self) -> Result<File, Refused> {
+    /// There is none, or one that nothing can go to.
+    pub fn targets(&mut self) -> Result<Vec<File>, Refused> {
+        let passed = std::mem::take(&mut self.passed);
+        if passed.is_empty() {
+            return Err(Refused::new(Code::Target, "no descriptor came with the line")
+                .hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)"));
+        }
+        passed.into_iter().map(Connection::target).collect()
+    }
+
+    fn target(fd: OwnedFd) -> Result<File, Refused> {
         let refused = |why: &str| {
             Refused::new(Code::Target, why)
                 .hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)")
         };
-        let fd = self.passed.take().ok_or_else(|| refused("no descriptor came with the line"))?;
         let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
         // A pipe or a terminal that nobody reads would hold up everybody else's work.
         if kind != Ok(FileType::RegularFile) {
@@ -189,7 +199,7 @@ impl Connection {
         }));
         self.closing = true;
         self.input = Vec::new();
-        self.passed = None;
+        self.passed.clear();
     }
 
     /// Writes what it takes now.

@@ -31,7 +31,7 @@ pub use protocol::{Command, Line, Request};
 pub use server::Server;
 pub use worker::Worker;
 
-use protocol::{Answer, Phase, Saved, Work};
+use protocol::{Answer, Disks, Phase, Saved, Work};
 
 /// As many jobs wait for the worker.
 const WAITING: usize = 8;
@@ -59,11 +59,23 @@ pub trait Operated: Sync {
     /// What its devices did. Comes back at once: what cannot be looked at now is told as it was the last time.
     fn devices(&self) -> Vec<metrics::Device>;
 
-    /// Saves it into a file, wherever its life is, and leaves it there; tells bytes done and bytes in all.
+    /// Saves it into the first file, and its disks, if they are to be copied, into the others. Wherever its life is, it is left
+    /// there. Tells bytes done and bytes in all.
     ///
     /// # Errors
-    /// It cannot be saved, or the file takes no more.
-    fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error>;
+    /// It cannot be saved, or a file takes no more.
+    fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error>;
+}
+
+/// Where a snapshot goes.
+#[derive(Debug)]
+pub struct Targets {
+    /// The capsule, empty.
+    pub file: File,
+    /// What becomes of disks that a guest which runs writes to.
+    pub disks: Disks,
+    /// Where they are copied to.
+    pub copies: Vec<File>,
 }
 
 /// What does not change about a machine.
@@ -88,8 +100,8 @@ struct Job {
 enum Task {
     Pause,
     Resume,
-    Save(File),
-    SaveUnder(String),
+    Save(Targets),
+    SaveUnder(String, Disks, Vec<File>),
 }
 
 /// What came of a job.

@@ -10,7 +10,7 @@ use evenkeel_sys::{Ram, Vm};
 
 use super::{Pc, Slot, lock};
 use crate::Error;
-use crate::board::{Board, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::board::{Board, Disk, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::devices::serial::PORTS;
@@ -63,6 +63,11 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         let cpus = cpus(self.vcpus, &mut standing);
         let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
         Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, Error> {
+        let devices = lock(&self.devices);
+        devices.virtio.iter().filter_map(|slot| slot.transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {

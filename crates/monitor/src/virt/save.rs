@@ -10,7 +10,7 @@ use evenkeel_sys::{Ram, Vm};
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
-use crate::board::{Board, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::board::{Board, Disk, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::life::{End, Life, Phase};
@@ -57,6 +57,11 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
         };
         let saved = arm64::save(&mut parts, manifest)?;
         Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, Error> {
+        let devices = lock(&self.devices);
+        devices.virtio.iter().filter_map(|slot| slot.transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {

@@ -1,8 +1,10 @@
 //! What `run` and `restore --run` have in common: a machine for Linux, its contract, its console and its saving.
 
 pub mod contract;
+mod disks;
 mod drive;
 pub mod links;
+pub mod live;
 pub mod revive;
 pub mod save;
 

@@ -18,6 +18,7 @@ use virtio_queue::Queue;
 pub use mmio::{LENGTH, QueueState, State, Transport};
 
 use crate::Error;
+use crate::board::Disk;
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
@@ -74,6 +75,11 @@ pub trait Device: Send {
     /// The queues were set from saved state: what waits in them is looked at soon, by way of [`Device::source`].
     fn resume(&mut self, queues: &[Queue]) {
         let _ = queues;
+    }
+
+    /// The disk that it is, if the guest may write to it.
+    fn disk(&self) -> Option<Result<Disk, Error>> {
+        None
     }
 
     /// What it did.
