@@ -3,17 +3,9 @@
 //! alone, `1` all others, `1,vmx` both.
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(lab)");
-    println!("cargo::rustc-check-cfg=cfg(lab_vmx)");
-    println!("cargo::rerun-if-env-changed=EVENKEEL_REQUIRE_LAB");
-    println!("cargo::rerun-if-changed=build.rs");
-    if let Some(lanes) = std::env::var_os("EVENKEEL_REQUIRE_LAB") {
-        let lanes = lanes.to_string_lossy().into_owned();
-        if lanes != "vmx" {
-            println!("cargo::rustc-cfg=lab");
-        }
-        if lanes.split(',').any(|lane| lane == "vmx") {
-            println!("cargo::rustc-cfg=lab_vmx");
-        }
-    }
+    let lanes =
+        evenkeel_here::variable("EVENKEEL_REQUIRE_LAB").map(|lanes| lanes.to_string_lossy().into_owned());
+    let lanes = lanes.as_deref();
+    evenkeel_here::set("lab", lanes.is_some_and(|lanes| lanes != "vmx"));
+    evenkeel_here::set("lab_vmx", lanes.is_some_and(|lanes| lanes.split(',').any(|lane| lane == "vmx")));
 }

@@ -56,6 +56,7 @@ impl Captures {
             timeout: self.timeout.map(Duration::from_secs),
             progress: Some(|words| eprintln!("{words}")),
             fresh: true,
+            shared: None,
         };
 
         let mut failed = Vec::new();

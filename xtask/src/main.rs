@@ -1,4 +1,4 @@
-//! Tasks of this repository that are more than one cargo command: `cargo xtask cross`, `cargo xtask captures`.
+//! Tasks of this repository that are more than one cargo command: `cargo xtask --help` lists them.
 
 #![forbid(unsafe_code)]
 

@@ -190,7 +190,10 @@ impl Context<'_> {
 
     /// Work for the VMM.
     pub(crate) fn duties(&self) -> Vec<Duty> {
-        let due = |d: &&catalog::Duty| self.of(d.choice).is_some_and(|w| w.number() == d.value);
+        let due = |d: &&catalog::Duty| {
+            let due = |w: Wanted| if d.any { !w.by_default } else { w.number() == d.value };
+            self.of(d.choice).is_some_and(due)
+        };
         let duty = |d: &catalog::Duty| Duty {
             name: d.name.to_owned(),
             facet: d.choice.to_owned(),

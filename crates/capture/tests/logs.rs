@@ -36,6 +36,10 @@ fn an_arm64_host_is_captured_on_any_machine() {
         0,
         "so nothing was refused in words"
     );
+    // The revision shows in GICR_CTLR, and the one vCPU's redistributor is the last.
+    let redistributor =
+        |attr| offer.attributes.iter().find(|a| (a.group, a.attr) == (5, Hex64(attr))).unwrap();
+    assert_eq!([0, 8].map(|at| redistributor(at).value), [Some(Hex64(6)), Some(Hex64(0x11))]);
     assert_eq!(measured("arm64.psci.version").value, Hex64(0x1_0001));
 
     // With the PMU, ID_AA64DFR0_EL1 has another value than without; both are there, in order.

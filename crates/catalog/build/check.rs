@@ -114,6 +114,11 @@ fn choices(data: &Data, facets: &Facets, problems: &mut Vec<String>) {
         for value in c.prefer.iter().filter(|v| !numbers.contains(v)) {
             problems.push(format!("`{}`: prefers {value}, which is none of its values", c.name));
         }
+        let bits = &c.from.bits;
+        if !bits.is_empty() && (c.default != 0 || data.measurement.iter().all(|m| m.name != *bits)) {
+            problems
+                .push(format!("`{}`: `{bits}` is no measurement, or it has another default than 0", c.name));
+        }
         if c.title.is_empty() {
             problems.push(format!("`{}` has no title", c.name));
         }

@@ -38,10 +38,12 @@ pub fn check(data: &Data, facets: impl Fn(&str) -> bool, problems: &mut Vec<Stri
         }
     }
     for d in &data.duty {
-        if d.name.is_empty() || d.work.is_empty() || !valued(&d.choice, d.value) {
+        let any = choices.get(d.choice.as_str()).filter(|_| d.any);
+        if d.name.is_empty() || d.work.is_empty() || (any.is_none() && !valued(&d.choice, d.value)) {
             problems.push(format!("duty `{}`: needs a name, work, and a value of a choice", d.name));
         }
         served.insert((d.choice.clone(), d.value));
+        served.extend(any.iter().flat_map(|c| c.values.iter().map(|v| (c.name.clone(), v.value))));
     }
     for r in &data.reading {
         let mut say = |what: String| problems.push(format!("reading of `{}`: {what}", r.choice));

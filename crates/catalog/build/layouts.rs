@@ -45,6 +45,11 @@ struct Line {
     clock: String,
     deadline: bool,
     why: String,
+    facet: String,
+    shown: u64,
+    follows: String,
+    of_last: bool,
+    unseen: String,
 }
 
 /// Clocks that something can run with (`StateField::clock`).
@@ -107,6 +112,11 @@ fn expand(
             clock: line.clock.clone(),
             deadline: line.deadline,
             why: line.why.clone(),
+            facet: line.facet.clone(),
+            shown: line.shown,
+            follows: line.follows.clone(),
+            of_last: line.of_last,
+            unseen: line.unseen.clone(),
         });
         return;
     }
@@ -157,8 +167,10 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
             }
         }
     };
+    let choices: BTreeSet<&str> = data.choice.iter().map(|c| c.name.as_str()).collect();
     for s in &data.section {
         shape(s, problems);
+        foretold(s, &choices, problems);
         for f in &s.fields.0 {
             let of = format!("{}/{}", s.name, f.name);
             compared(of, (f.compare, f.ignore, &f.clock, f.deadline, &f.why), problems);
@@ -216,6 +228,22 @@ fn gaps(data: &Data, problems: &mut Vec<String>) {
         // Saving cannot refuse over what it does not see.
         if g.handling == "refused" && !g.in_image {
             say("refused, and nothing shows it");
+        }
+    }
+}
+
+/// What captures foretell of a section's fields: only attributes are asked for, and only bits that a host shows follow.
+fn foretold(s: &Section, choices: &BTreeSet<&str>, problems: &mut Vec<String>) {
+    let mut say = |what: String| problems.push(format!("section `{}`: {what}", s.name));
+    for f in &s.fields.0 {
+        let foretold = !f.facet.is_empty() || f.shown != 0;
+        let of_shown = f.of_last || !f.follows.is_empty() || !f.unseen.is_empty();
+        if foretold && s.cut != "attributes" || f.shown == 0 && of_shown {
+            say(format!("field `{}`: only attributes show bits of their own, and only such follow", f.name));
+        }
+        let unknown = |name: &&String| !name.is_empty() && !choices.contains(name.as_str());
+        if let Some(facet) = [&f.facet, &f.follows].into_iter().find(unknown) {
+            say(format!("field `{}`: `{facet}` is no choice", f.name));
         }
     }
 }

@@ -144,6 +144,16 @@ record! {
         pub deadline: bool,
         /// Why it is not compared as it is.
         pub why: Str,
+        /// Of an attribute: the facet (a choice) whose value it holds. A host that cannot give the value does not take it.
+        pub facet: Str,
+        /// Of an attribute: bits that a host shows as it does, whatever is set; a capture has them.
+        pub shown: u64,
+        /// Where they depend on a facet that is saved and set too: as saved, on a host that gives the guest's value of it.
+        pub follows: Str,
+        /// They are set of the last vCPU only; the one vCPU of a capture is the last.
+        pub of_last: bool,
+        /// Nothing is lost where a host shows them otherwise, because no guest sees that. Empty: something is.
+        pub unseen: Str,
     }
 
     /// A rewrite of saved state for a host that does not take it as it is, under a condition by which nothing is lost.

@@ -90,6 +90,8 @@ record! {
         pub choice: Str,
         /// The value's number.
         pub value: u64,
+        /// Instead of one value: every one but what is given without being asked for.
+        pub any: bool,
         /// What to do.
         pub work: Str,
     }

@@ -135,6 +135,9 @@ record! {
     pub struct Source {
         /// A measurement of this name in the capture.
         pub measured: Str,
+        /// A measurement of this name in the capture, a mask of what a VMM may ask for: the values whose bits are all in it are
+        /// offered. Nobody has any without asking.
+        pub bits: Str,
         /// A ONE_REG id whose value at reset is the default, and whose accepted values a measurement of the facet's name tells.
         pub reg: Option<u64>,
         /// Only a look from inside a guest tells: the observation's name. Unknown in every capture until observed.

@@ -1,19 +1,18 @@
 //! How another VMM uses evenkeel with its own file descriptors. The VMM here is on `kvm-ioctls`; its guest counts, and says
 //! each number on a port. It is put under a contract, saved into a capsule in the middle of its work, and goes on in another
 //! VM from there. Run it with `cargo run --example vmm`; `cargo test` runs it too. docs/vmm.md explains each step.
+#![forbid(unsafe_code)]
 
 use std::io::{Cursor, Error as IoError};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use evenkeel_apply::{Plan, Setup, Topology};
 use evenkeel_capsule::{Id, Layout, Reader, Region, Slices};
 use evenkeel_contract::{View, baseline::baseline, document};
 use evenkeel_state::{Cpu, Guest, Manifest, Noting, Parts, Role, file, x86};
 use evenkeel_sys::requests::{KVM_CREATE_IRQCHIP, KVM_CREATE_VCPU};
-use evenkeel_sys::{Live, System, Vcpu, Vm};
-use kvm_bindings::kvm_userspace_memory_region;
+use evenkeel_sys::{Live, Ram, System, Vcpu, Vm};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 type Failed = Box<dyn std::error::Error>;
 
@@ -25,21 +24,16 @@ const MEMORY: usize = 2 << 20;
 struct Machine {
     vcpu: VcpuFd,
     vm: VmFd,
-    memory: GuestMemoryMmap,
+    memory: Arc<Ram>,
 }
 
 impl Machine {
-    fn new(kvm: &Kvm) -> Result<Machine, Failed> {
+    fn new(kvm: &Kvm, live: &Live) -> Result<Machine, Failed> {
         let vm = kvm.create_vm()?;
         vm.create_irq_chip()?;
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)])?;
-        let slot = kvm_userspace_memory_region {
-            memory_size: MEMORY as u64,
-            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
-            ..Default::default()
-        };
-        // SAFETY: the memory outlives the VM: it is dropped after it.
-        unsafe { vm.set_user_memory_region(slot)? };
+        // A VMM that maps memory by itself gives it to its VM as ever.
+        let memory = Arc::new(Ram::new(MEMORY).map_err(|why| why.to_string())?);
+        Vm::of(live, live.lend(&vm)?).set_memory(0, 0, &memory)?;
         Ok(Machine { vcpu: vm.create_vcpu(0)?, vm, memory })
     }
 
@@ -68,21 +62,15 @@ impl Machine {
     }
 }
 
-/// A descriptor of this VMM, to be lent.
-fn fd(owner: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: its owner keeps it open for as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
-}
-
 /// Starts a guest under a contract, and saves it after a hundred numbers.
 fn save(kvm: &Kvm) -> Result<Vec<u8>, Failed> {
-    let mut machine = Machine::new(kvm)?;
-    // 1. Lend the file descriptors. `noting` remembers what is selected through it and cannot be read back.
     let live = Live::new();
+    let mut machine = Machine::new(kvm, &live)?;
+    // 1. Lend the file descriptors. `noting` remembers what is selected through it and cannot be read back.
     let noting = Noting::new(&live);
-    let system = System::of(&noting, live.lend(fd(kvm))?);
-    let vm = Vm::of(&noting, live.lend(fd(&machine.vm))?);
-    let vcpu = Vcpu::of(&noting, live.lend(fd(&machine.vcpu))?);
+    let system = System::of(&noting, live.lend(kvm)?);
+    let vm = Vm::of(&noting, live.lend(&machine.vm)?);
+    let vcpu = Vcpu::of(&noting, live.lend(&machine.vcpu)?);
     let number = noting.take_up(Machine::manifest(), &vm, &[&vcpu]);
 
     // 2. A contract: here all that this host can give; usually a file that was agreed on for a fleet.
@@ -102,7 +90,7 @@ fn save(kvm: &Kvm) -> Result<Vec<u8>, Failed> {
     }
 
     // 3. The guest, as before.
-    machine.memory.write_slice(&CODE, GuestAddress(0x1000))?;
+    machine.memory.write(0x1000, &CODE)?;
     let mut sregs = machine.vcpu.get_sregs()?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     machine.vcpu.set_sregs(&sregs)?;
@@ -119,7 +107,7 @@ fn save(kvm: &Kvm) -> Result<Vec<u8>, Failed> {
     let mut guest = Guest::new(Id(*b"an example guest"), saved.image);
     guest.contract = Some(document::print(&contract).into_bytes());
     let mut memory = vec![0; MEMORY];
-    machine.memory.read_slice(&mut memory, GuestAddress(0))?;
+    machine.memory.read(0, &mut memory)?;
     let layout = Layout::eager(vec![Region { address: 0, length: MEMORY as u64 }]);
     let mut capsule = Cursor::new(Vec::new());
     guest.draft()?.write_with(&mut capsule, &layout, Slices(&[(0, &memory)]))?;
@@ -133,16 +121,16 @@ fn restore(kvm: &Kvm, capsule: &[u8]) -> Result<u8, Failed> {
     reader.verify()?;
     reader.read_index()?;
     let guest = Guest::read(&mut reader)?;
-    let mut machine = Machine::new(kvm)?;
+    let live = Live::new();
+    let mut machine = Machine::new(kvm, &live)?;
     if guest.image.manifest.calls[..3] != Machine::manifest().calls {
         return Err("the capsule is of another kind of machine".into());
     }
     let memory = &machine.memory;
-    reader.load(|at, bytes| memory.write_slice(bytes, GuestAddress(at)).map_err(IoError::other))?;
-    let live = Live::new();
-    let system = System::of(&live, live.lend(fd(kvm))?);
-    let vm = Vm::of(&live, live.lend(fd(&machine.vm))?);
-    let vcpu = Vcpu::of(&live, live.lend(fd(&machine.vcpu))?);
+    reader.load(|at, bytes| memory.write(at as usize, bytes).map_err(IoError::other))?;
+    let system = System::of(&live, live.lend(kvm)?);
+    let vm = Vm::of(&live, live.lend(&machine.vm)?);
+    let vcpu = Vcpu::of(&live, live.lend(&machine.vcpu)?);
     let report = x86::restore(
         &mut Parts::new(&system, &vm, vec![Cpu::still(&vcpu)]),
         &guest.image,

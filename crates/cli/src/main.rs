@@ -1,4 +1,5 @@
 //! The command. Thin: it names things, asks the other crates, prints, and turns an outcome into an exit code.
+#![forbid(unsafe_code)]
 
 mod commands;
 mod failure;
@@ -86,12 +87,22 @@ enum Command {
     /// Runs a Linux guest.
     #[cfg(target_arch = "aarch64")]
     Run(commands::run_arm64::Run),
+    /// Moves a machine that runs to another host or process.
+    Migrate(commands::handing::migrate::Migrate),
+    /// Waits for a guest that is moved here, and runs it.
+    Receive(commands::handing::receive::Receive),
+    /// Hands a machine that runs to a new process on this host, of this or another version.
+    Update(commands::handing::update::Update),
+    #[command(hide = true)]
+    Arrive(commands::handing::arrive::Arrive),
     /// Where is a machine that runs, and what is it confined to?
     Status(commands::control::Ask),
     /// Stops a machine that runs so that it can go on.
     Pause(commands::control::Ask),
     /// Lets a paused machine go on.
     Resume(commands::control::Ask),
+    /// Gives the guest of a machine that runs more vCPUs.
+    Plug(commands::control::PlugIn),
     /// Ends a machine.
     Stop(commands::control::Ask),
     /// What a machine did, as Prometheus reads it.
@@ -100,6 +111,8 @@ enum Command {
     Confinement(commands::confinement::Confinement),
     /// Real host kernels on this machine, under emulation: fetch them, run programs on them, capture them.
     Lab(commands::lab::Lab),
+    #[command(hide = true)]
+    Relay(commands::relay::Relay),
     /// A completion script for a shell, on standard output.
     Completions {
         /// Which shell.
@@ -147,13 +160,19 @@ fn main() -> ExitCode {
         Command::Snapshot(c) => c.run(global),
         Command::Restore(c) => c.run(global),
         Command::Run(c) => c.run(global),
+        Command::Migrate(c) => c.run(global),
+        Command::Receive(c) => c.run(global),
+        Command::Update(c) => c.run(global),
+        Command::Arrive(c) => c.run(global),
         Command::Status(c) => c.run(Request::Status, global),
         Command::Pause(c) => c.run(Request::Pause, global),
         Command::Resume(c) => c.run(Request::Resume, global),
+        Command::Plug(c) => c.run(global),
         Command::Stop(c) => c.run(Request::Stop, global),
         Command::Metrics(c) => c.run(Request::Metrics, global),
         Command::Confinement(c) => c.run(global),
         Command::Lab(c) => c.run(global),
+        Command::Relay(c) => c.run(global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);

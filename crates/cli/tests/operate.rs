@@ -66,7 +66,18 @@ impl Running {
         let dir = tempfile::tempdir().unwrap();
         let kernel = kernel(dir.path(), 2_000_000_000);
         let child = Command::new(PROGRAM)
-            .args(["run", "--memory", "32", "--limit", "120", "--confine", confine, "--kernel"])
+            .args([
+                "run",
+                "--memory",
+                "32",
+                "--limit",
+                "120",
+                "--most-vcpus",
+                "2",
+                "--confine",
+                confine,
+                "--kernel",
+            ])
             .arg(kernel)
             .arg("--control")
             .arg(dir.path().join("socket"))
@@ -94,12 +105,26 @@ impl Running {
         serde_json::from_slice::<Value>(&out.stdout).unwrap()["reply"].take()
     }
 
-    /// Paused, resumed, saved, measured, stopped; what it said on standard error.
+    /// Gives its guest vCPUs: the exit code, and what was said.
+    fn plug(&self, vcpus: &str) -> (Option<i32>, String) {
+        let socket = self.dir.path().join("socket");
+        let out = Command::new(PROGRAM).arg("plug").arg(socket).arg(vcpus).output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    }
+
+    /// Paused, resumed, given a vCPU, saved, measured, stopped; what it said on standard error.
     fn live(mut self) -> String {
         assert_eq!(self.reply("status")["status"]["phase"], "running");
         assert!(self.reply("pause")["paused"]["seconds"].as_f64().unwrap() < 5.0);
         assert_eq!(self.reply("status")["status"]["phase"], "paused");
         self.reply("resume");
+        let vcpus =
+            |reply: Value| (reply["status"]["vcpus"].as_u64(), reply["status"]["most_vcpus"].as_u64());
+        assert_eq!(vcpus(self.reply("status")), (Some(1), Some(2)));
+        assert_eq!(self.plug("2").0, Some(0));
+        assert_eq!(vcpus(self.reply("status")), (Some(2), Some(2)));
+        assert!(self.plug("3").1.contains("made for 2 vCPUs at most"));
+        assert!(self.plug("1").1.contains("none is unplugged"));
         let capsule = self.dir.path().join("c.capsule");
         let saved = Command::new(PROGRAM)
             .args(["snapshot", "--format", "json", "--control"])

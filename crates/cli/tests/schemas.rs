@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DOCUMENTS: [&str; 29] = [
+const DOCUMENTS: [&str; 30] = [
     "surface",
     "observation",
     "snapshot",
@@ -35,6 +35,7 @@ const DOCUMENTS: [&str; 29] = [
     "control-request",
     "control-line",
     "confinement",
+    "moved",
 ];
 
 fn folder() -> PathBuf {

@@ -297,7 +297,10 @@ impl Accumulator {
                 .chain([facet.default])
                 .chain(facet.values.iter().map(|v| v.value));
             let best = order.filter_map(index).find(|i| values >> i & 1 == 1);
-            if let Some(best) = best {
+            // What a VMM has to ask for is left away unless it is asked for here too: see `most`.
+            let unasked =
+                !facet.from.bits.is_empty() && best.is_some_and(|i| facet.values[i].value == facet.absent);
+            if let Some(best) = best.filter(|_| !unasked) {
                 choices.push((*choice, best as u8));
             }
         }
@@ -361,6 +364,21 @@ pub fn baseline(views: &[&View], name: &str) -> Baseline {
     }
     let identities = accumulator.words.iter().filter(|m| m.free_differs).map(|m| m.at.to_string()).collect();
     Baseline { contract, conflicts, identities }
+}
+
+/// Promises the most that all of these hosts can give of a facet that a VMM asks for ([`catalog::Source::bits`]). Returns its value's
+/// name; none: there is no such facet.
+pub fn most(views: &[&View], contract: &mut Contract, facet: &str) -> Option<&'static str> {
+    let index = CHOICES.iter().position(|c| c.name == facet && !c.from.bits.is_empty())? as u16;
+    let offers = views.iter().map(|view| view.choice(index).map_or(0, |offer| offer.values));
+    let common = offers.reduce(|all, values| all & values)?;
+    let values = CHOICES[usize::from(index)].values.iter().enumerate();
+    let (best, value) =
+        values.filter(|(i, _)| common >> i & 1 == 1).max_by_key(|(_, v)| v.value.count_ones())?;
+    contract.choices.retain(|(choice, _)| *choice != index);
+    contract.choices.push((index, best as u8));
+    contract.choices.sort_unstable();
+    Some(value.name)
 }
 
 /// What each host cost: facets that every other host could have given.

@@ -460,6 +460,14 @@ fn applies(guard: &catalog::Applies, view: &View) -> bool {
 fn offer_of(index: u16, facet: &'static Choice, offer: &Offer, shape: usize) -> ChoiceOffer {
     let place = |value: u64| facet.values.iter().position(|v| v.value == value).map(|i| i as u8);
     let unknown = ChoiceOffer { choice: index, default: None, values: 0, complete: false };
+    if !facet.from.bits.is_empty() {
+        let measured = offer.measured.iter().find(|m| m.facet == facet.from.bits);
+        let mask = measured.map_or(0, |m| m.value.0);
+        let within = facet.values.iter().enumerate().filter(|(_, v)| v.value & !mask == 0);
+        let values = within.fold(0u64, |all, (i, _)| all | 1 << i);
+        // Where nobody measured, asking for nothing is still given.
+        return ChoiceOffer { choice: index, default: place(0), values, complete: measured.is_some() };
+    }
     if !facet.from.observe.is_empty() {
         // A capture that a witness was run for holds what it saw; without one, nobody knows.
         let seen = offer

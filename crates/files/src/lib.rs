@@ -7,15 +7,19 @@ mod replace;
 pub use claim::{Claim, ClaimError};
 pub use replace::replace;
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 
-/// Sixteen random bytes, from the kernel.
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// Sixteen random bytes, from the kernel. Opens no file: a thread that may open none has them, too.
 ///
 /// # Errors
-/// There is no `/dev/urandom`.
+/// The kernel gives none.
 pub fn random_id() -> io::Result<[u8; 16]> {
     let mut id = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut id)?;
-    Ok(id)
+    match getrandom(&mut id, GetRandomFlags::empty())? {
+        16 => Ok(id),
+        // Never of so few bytes, says getrandom(2).
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }

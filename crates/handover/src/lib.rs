@@ -47,6 +47,9 @@
 #![forbid(unsafe_code)]
 
 mod destination;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod greeting;
 pub mod journal;
 mod message;
 pub mod postcopy;
@@ -55,7 +58,7 @@ pub mod wire;
 
 pub use destination::{At as DestinationAt, Destination};
 pub use journal::{Journal, Record};
-pub use message::{Digest, Epoch, Message, Reason, Token};
+pub use message::{Digest, Epoch, Message, NoToken, Reason, Token};
 pub use source::{At as SourceAt, Source};
 
 /// What happened.

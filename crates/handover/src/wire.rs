@@ -13,7 +13,12 @@
 //! A stream is refused at the first frame that is not the next one, whole and as it was sent: nothing is skipped, and nothing
 //! is guessed. What a frame says is bounded before anything is allocated for it.
 
-use crate::{Digest, Epoch, Message, Reason, Token};
+mod payload;
+
+use crate::{Digest, Message};
+use payload::{
+    BARRIER, BYTES, MISSING, MOST_NAME, PACKED, SECTION, VERIFY, ZEROS, frame, number, number_of, payload,
+};
 
 /// The most bytes of a payload.
 pub const MOST: usize = 1 << 20;
@@ -21,16 +26,16 @@ pub const MOST: usize = 1 << 20;
 pub const HEADER: usize = 24;
 const MAGIC: [u8; 4] = *b"EVKF";
 const VERSION: u8 = 1;
-/// The longest name of a section.
-const MOST_NAME: usize = 255;
 /// Memory is sent in pieces of at most this many bytes.
 pub const MOST_MEMORY: usize = MOST - 32;
 
 /// What one frame carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// The first one of each stream: what this side is, as CBOR.
+    /// The first one of each stream, and the only one of its kind there: a [`crate::greeting::Greeting`].
     Hello(Vec<u8>),
+    /// For the user of the other side: what was found.
+    Words(String),
     /// About the right to run.
     Control(Message),
     /// A piece of a section of state.
@@ -53,6 +58,21 @@ pub enum Frame {
         /// What is there.
         content: Content,
     },
+    /// A round of memory is over on this stream: what follows is later than what comes before it on any stream.
+    Barrier(u32),
+    /// What this memory is when the guest stands: to be compared.
+    Verify {
+        /// The guest-physical address.
+        address: u64,
+        /// Bytes.
+        length: u32,
+        /// BLAKE3 over them.
+        digest: [u8; 32],
+    },
+    /// Memory that comes after the commit (source), or that did not come yet (destination): addresses and lengths.
+    Missing(Vec<(u64, u64)>),
+    /// Destination: the guest waits for the page with this address.
+    Want(u64),
 }
 
 /// Guest memory in a frame.
@@ -62,6 +82,8 @@ pub enum Content {
     Zeros(u32),
     /// These bytes.
     Bytes(Vec<u8>),
+    /// So many bytes, which are these when they are decompressed (LZ4, one block).
+    Packed(u32, Vec<u8>),
 }
 
 /// Why a stream is refused.
@@ -81,12 +103,13 @@ pub struct Refused {
 pub struct Encoder {
     stream: u16,
     next: u64,
+    sum: Sum,
 }
 
 impl Encoder {
     /// Of the stream with this number.
     pub fn new(stream: u16) -> Encoder {
-        Encoder { stream, next: 0 }
+        Encoder { stream, next: 0, sum: Sum::default() }
     }
 
     /// Appends a frame's bytes.
@@ -97,9 +120,41 @@ impl Encoder {
         let begin = out.len();
         out.resize(begin + HEADER, 0);
         let kind = payload(frame, out);
-        let length = out.len() - begin - HEADER;
         let name = matches!(frame, Frame::Section { name, .. } if name.len() > MOST_NAME);
-        if length > MOST || name {
+        self.finish(begin, kind, name, out)
+    }
+
+    /// Appends memory that is not zeros, without a copy of its own: as [`Content::Bytes`], or packed from so many bytes.
+    ///
+    /// # Errors
+    /// It is larger than a frame can be.
+    pub fn put_memory(
+        &mut self,
+        version: u32,
+        address: u64,
+        packed: Option<u32>,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refused> {
+        let begin = out.len();
+        out.resize(begin + HEADER, 0);
+        out.extend_from_slice(&address.to_le_bytes());
+        out.extend_from_slice(&version.to_le_bytes());
+        if let Some(length) = packed {
+            out.extend_from_slice(&length.to_le_bytes());
+        }
+        out.extend_from_slice(bytes);
+        self.finish(begin, if packed.is_some() { PACKED } else { BYTES }, false, out)
+    }
+
+    /// What was put so far but for greetings, words and control: the same as that of a decoder that took it.
+    pub fn digest(&self) -> Digest {
+        self.sum.digest()
+    }
+
+    fn finish(&mut self, begin: usize, kind: u8, too_long: bool, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let length = out.len() - begin - HEADER;
+        if length > MOST || too_long {
             out.truncate(begin);
             let what = format!("{length} bytes do not fit into a frame, which holds {MOST}");
             return Err(Refused { at: 0, frame: self.next, what });
@@ -110,6 +165,7 @@ impl Encoder {
         header[6..8].copy_from_slice(&self.stream.to_le_bytes());
         header[8..16].copy_from_slice(&self.next.to_le_bytes());
         header[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+        self.sum.add(kind, &out[begin + HEADER..]);
         let check = crc32fast::hash(&out[begin..]);
         out[begin + 20..begin + 24].copy_from_slice(&check.to_le_bytes());
         self.next += 1;
@@ -120,17 +176,34 @@ impl Encoder {
 /// Reads the frames of one stream from whatever pieces arrive. It holds one frame at most.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    stream: u16,
+    /// `None`: the first frame says.
+    stream: Option<u16>,
     next: u64,
     at: u64,
     held: Vec<u8>,
     refused: Option<Refused>,
+    sum: Sum,
 }
 
 impl Decoder {
     /// Of the stream with this number.
     pub fn new(stream: u16) -> Decoder {
-        Decoder { stream, next: 0, at: 0, held: Vec::new(), refused: None }
+        Decoder { stream: Some(stream), ..Decoder::any() }
+    }
+
+    /// Of the stream that its first frame says it is.
+    pub fn any() -> Decoder {
+        Decoder { stream: None, next: 0, at: 0, held: Vec::new(), refused: None, sum: Sum::default() }
+    }
+
+    /// The number of the stream, if it is known.
+    pub fn stream(&self) -> Option<u16> {
+        self.stream
+    }
+
+    /// What was taken so far but for greetings, words and control.
+    pub fn digest(&self) -> Digest {
+        self.sum.digest()
     }
 
     /// Takes bytes from the front of what arrived; `None` when more is needed for a frame.
@@ -165,6 +238,8 @@ impl Decoder {
             return Err("it was altered on its way".to_owned());
         }
         let frame = frame(self.held[5], &self.held[HEADER..])?;
+        self.sum.add(self.held[5], &self.held[HEADER..]);
+        self.stream = Some(u16::from_le_bytes([self.held[6], self.held[7]]));
         self.at += self.held.len() as u64;
         self.next += 1;
         self.held.clear();
@@ -191,10 +266,11 @@ impl Decoder {
         }
         let stream = u16::from_le_bytes([header[6], header[7]]);
         let number = number(&header[8..16]);
-        if (stream, number) != (self.stream, self.next) {
+        let due = self.stream.unwrap_or(stream);
+        if (stream, number) != (due, self.next) {
             return Err(format!(
-                "it is frame {number} of stream {stream}, and frame {} of stream {} is due",
-                self.next, self.stream
+                "it is frame {number} of stream {stream}, and frame {} of stream {due} is due",
+                self.next
             ));
         }
         let length = number_of(&header[16..20]);
@@ -205,152 +281,19 @@ impl Decoder {
     }
 }
 
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
+/// What was sent of a guest on one stream, in order.
+#[derive(Clone, Debug, Default)]
+struct Sum(blake3::Hasher);
 
-fn number_of(bytes: &[u8]) -> usize {
-    number(bytes) as usize
-}
-
-const HELLO: u8 = 1;
-const CONTROL: u8 = 2;
-const SECTION: u8 = 3;
-const ZEROS: u8 = 4;
-const BYTES: u8 = 5;
-
-fn payload(frame: &Frame, out: &mut Vec<u8>) -> u8 {
-    match frame {
-        Frame::Hello(bytes) => {
-            out.extend_from_slice(bytes);
-            HELLO
-        }
-        Frame::Control(message) => {
-            out.extend_from_slice(&control(message));
-            CONTROL
-        }
-        Frame::Section { name, at, total, bytes } => {
-            out.extend_from_slice(&at.to_le_bytes());
-            out.extend_from_slice(&total.to_le_bytes());
-            out.push(name.len().min(MOST_NAME) as u8);
-            out.extend_from_slice(name.as_bytes());
-            out.extend_from_slice(bytes);
-            SECTION
-        }
-        Frame::Memory { version, address, content } => {
-            out.extend_from_slice(&address.to_le_bytes());
-            out.extend_from_slice(&version.to_le_bytes());
-            match content {
-                Content::Zeros(length) => {
-                    out.extend_from_slice(&length.to_le_bytes());
-                    ZEROS
-                }
-                Content::Bytes(bytes) => {
-                    out.extend_from_slice(bytes);
-                    BYTES
-                }
-            }
+impl Sum {
+    fn add(&mut self, kind: u8, payload: &[u8]) {
+        if matches!(kind, SECTION | ZEROS | BYTES | PACKED | BARRIER | VERIFY | MISSING) {
+            self.0.update(&(u64::from(kind) << 32 | payload.len() as u64).to_le_bytes());
+            self.0.update(payload);
         }
     }
-}
 
-fn frame(kind: u8, payload: &[u8]) -> Result<Frame, String> {
-    let short = || format!("{} bytes are too few for what it says it is", payload.len());
-    match kind {
-        HELLO => Ok(Frame::Hello(payload.to_vec())),
-        CONTROL => message(payload).map(Frame::Control),
-        SECTION => {
-            let (head, rest) = payload.split_at_checked(17).ok_or_else(short)?;
-            let (name, bytes) = rest.split_at_checked(usize::from(head[16])).ok_or_else(short)?;
-            let name =
-                std::str::from_utf8(name).map_err(|_| "the name of a section is no text".to_owned())?;
-            let (at, total) = (number(&head[..8]), number(&head[8..16]));
-            if at.checked_add(bytes.len() as u64).is_none_or(|end| end > total) {
-                return Err(format!("a piece of {} bytes at {at} of a section of {total}", bytes.len()));
-            }
-            Ok(Frame::Section { name: name.to_owned(), at, total, bytes: bytes.to_vec() })
-        }
-        ZEROS | BYTES => {
-            let (head, rest) = payload.split_at_checked(12).ok_or_else(short)?;
-            let (address, version) = (number(&head[..8]), number(&head[8..]) as u32);
-            let (content, length) = match (kind, rest) {
-                (ZEROS, [_, _, _, _]) => (Content::Zeros(number(rest) as u32), number(rest)),
-                (BYTES, _) => (Content::Bytes(rest.to_vec()), rest.len() as u64),
-                _ => return Err(short()),
-            };
-            if length == 0 || address.checked_add(length).is_none() {
-                return Err(format!("{length} bytes of memory at {address:#x}"));
-            }
-            Ok(Frame::Memory { version, address, content })
-        }
-        kind => Err(format!("frames of kind {kind} are unknown")),
+    fn digest(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
     }
-}
-
-/// A message: kind, reason, six zeros, token, epoch, digest.
-const CONTROL_BYTES: usize = 64;
-
-fn control(message: &Message) -> [u8; CONTROL_BYTES] {
-    let mut bytes = [0; CONTROL_BYTES];
-    bytes[8..24].copy_from_slice(&message.token().0);
-    bytes[0] = match *message {
-        Message::Offer(_, epoch) | Message::Commit(_, epoch) => {
-            bytes[24..32].copy_from_slice(&epoch.0.to_le_bytes());
-            if matches!(message, Message::Offer(..)) { 1 } else { 6 }
-        }
-        Message::Accept(_) => 2,
-        Message::Refuse(_, reason) => {
-            bytes[1] = REASONS.iter().position(|r| *r == reason).map_or(0, |at| at as u8 + 1);
-            3
-        }
-        Message::Complete(_, digest) | Message::Prepared(_, digest) => {
-            bytes[32..].copy_from_slice(&digest.0);
-            if matches!(message, Message::Complete(..)) { 4 } else { 5 }
-        }
-        Message::Running(_) => 7,
-        Message::NeverRan(_) => 8,
-        Message::Abort(_) => 9,
-        Message::Whole(_) => 10,
-    };
-    bytes
-}
-
-/// In the order of their numbers, from 1 on.
-const REASONS: [Reason; 8] = [
-    Reason::Preflight,
-    Reason::Busy,
-    Reason::TokenUsed,
-    Reason::Digest,
-    Reason::Cancelled,
-    Reason::Engine,
-    Reason::Journal,
-    Reason::Crashed,
-];
-
-fn message(payload: &[u8]) -> Result<Message, String> {
-    let wrong = || "a message that this does not know".to_owned();
-    let bytes: &[u8; CONTROL_BYTES] = payload.try_into().map_err(|_| wrong())?;
-    let mut token = Token([0; 16]);
-    token.0.copy_from_slice(&bytes[8..24]);
-    let epoch = Epoch(number(&bytes[24..32]));
-    let mut digest = Digest([0; 32]);
-    digest.0.copy_from_slice(&bytes[32..]);
-    let message = match bytes[0] {
-        1 => Message::Offer(token, epoch),
-        2 => Message::Accept(token),
-        3 => {
-            let reason = usize::from(bytes[1]).checked_sub(1).and_then(|at| REASONS.get(at));
-            Message::Refuse(token, *reason.ok_or_else(wrong)?)
-        }
-        4 => Message::Complete(token, digest),
-        5 => Message::Prepared(token, digest),
-        6 => Message::Commit(token, epoch),
-        7 => Message::Running(token),
-        8 => Message::NeverRan(token),
-        9 => Message::Abort(token),
-        10 => Message::Whole(token),
-        _ => return Err(wrong()),
-    };
-    // One way to write each.
-    (control(&message) == *bytes).then_some(message).ok_or_else(wrong)
 }

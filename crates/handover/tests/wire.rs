@@ -41,6 +41,15 @@ fn frame() -> impl Strategy<Value = Frame> {
             address,
             content: Content::Zeros(length)
         }),
+        (any::<u32>(), 0..1_u64 << 40, 1..5000_u32, bytes()).prop_map(|(version, address, length, bytes)| {
+            Frame::Memory { version, address, content: Content::Packed(length, bytes) }
+        }),
+        "[a-z ]{0,40}".prop_map(Frame::Words),
+        any::<u32>().prop_map(Frame::Barrier),
+        (0..1_u64 << 40, 0..1_u32 << 19, any::<[u8; 32]>())
+            .prop_map(|(address, length, digest)| Frame::Verify { address, length, digest }),
+        vec((0..1_u64 << 40, 1..1_u64 << 40), 0..5).prop_map(Frame::Missing),
+        any::<u64>().prop_map(Frame::Want),
     ]
 }
 
@@ -80,6 +89,9 @@ proptest! {
             }
         }
         prop_assert!(decoder.is_between_frames());
+        let mut encoder = Encoder::new(3);
+        frames.iter().for_each(|frame| encoder.put(frame, &mut Vec::new()).unwrap());
+        prop_assert_eq!(encoder.digest(), decoder.digest());
         prop_assert_eq!(got, frames);
     }
 
@@ -119,7 +131,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_frames_or_refused(bytes in vec(any::<u8>(), 0..300), honest in any::<bool>(), kind in 0..8_u8) {
+    fn any_bytes_are_frames_or_refused(bytes in vec(any::<u8>(), 0..300), honest in any::<bool>(), kind in 0..14_u8) {
         let mut stream = bytes;
         if honest && stream.len() >= HEADER {
             // A header that is right, and a payload that is not.

@@ -57,7 +57,7 @@ impl Machine {
             let console = Console::Kept(MemFile::new("console", b"")?);
             Ok(Start { host, options, console, link })
         };
-        if options.fresh || !host.lane.resumable() {
+        if options.fresh || options.shared.is_some() || !host.lane.resumable() {
             return Machine::start(start(link)?, &boot, None);
         }
         let file = place(host, options, &boot)?;

@@ -76,6 +76,41 @@ fn zboot(content: &[u8]) -> Option<(&[u8], String)> {
     Some((content.get(at..at.checked_add(length)?)?, String::from_utf8_lossy(method).into_owned()))
 }
 
+/// The ELF file that a bzImage of protocol 2.08 or later unpacks and jumps to (Documentation/arch/x86/boot.rst, `payload_offset`).
+///
+/// # Errors
+/// It is no such image, or is packed in a way that is not known here.
+pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>, Error> {
+    let wrong = |why: &str| Error::Kernel { what: "the bzImage".to_owned(), why: why.to_owned() };
+    let payload = payload(image).ok_or_else(|| wrong("does not say where its kernel is"))?;
+    // Behind all but gzip's the build puts the length of what is in it.
+    let stripped = &payload[..payload.len().saturating_sub(4)];
+    let (method, payload) = match payload {
+        [0x1f, 0x8b, ..] => ("gzip", payload),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", stripped),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => ("xz", stripped),
+        [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", stripped),
+        _ => ("something else than gzip, zstd, xz or lz4", payload),
+    };
+    let elf = unpack(payload, method.to_owned())?;
+    if !elf.starts_with(b"\x7fELF") {
+        return Err(wrong("has no ELF file inside"));
+    }
+    Ok(elf)
+}
+
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    if image.get(0x202..0x206)? != b"HdrS" || number(image, 0x206, 2)? < 0x208 {
+        return None;
+    }
+    let setup = match *image.get(0x1f1)? {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    let at = (setup + 1) * 512 + number(image, 0x248, 4)? as usize;
+    image.get(at..at.checked_add(number(image, 0x24c, 4)? as usize)?)
+}
+
 fn unpack(payload: &[u8], method: String) -> Result<Vec<u8>, Error> {
     let (program, package) = match method.as_str() {
         "gzip" => ("gzip", "gzip"),
@@ -84,7 +119,7 @@ fn unpack(payload: &[u8], method: String) -> Result<Vec<u8>, Error> {
         "lz4" => ("lz4", "lz4"),
         _ => {
             let why = format!("is compressed with {method:?}, which the lab cannot unpack");
-            return Err(Error::Kernel { what: "the EFI zboot image".to_owned(), why });
+            return Err(Error::Kernel { what: "the image".to_owned(), why });
         }
     };
     let mut packed = tempfile::NamedTempFile::new().map_err(Error::io("create", "a temporary file"))?;
@@ -92,7 +127,7 @@ fn unpack(payload: &[u8], method: String) -> Result<Vec<u8>, Error> {
     let input = packed.reopen().map_err(Error::io("read", packed.path()))?;
     let content = tool::output_from(Command::new(program).arg("-dc"), package, input.into())?;
     if content.len() as u64 > LONGEST {
-        return Err(Error::Kernel { what: "the EFI zboot image".to_owned(), why: "is too long".to_owned() });
+        return Err(Error::Kernel { what: "what is in the image".to_owned(), why: "is too long".to_owned() });
     }
     Ok(content)
 }
@@ -185,6 +220,33 @@ pub(crate) mod tests {
         assert_eq!(file(&image).unwrap(), parse(inner).unwrap());
         image[0x18..0x1c].copy_from_slice(b"rot1");
         assert!(file(&image).unwrap_err().to_string().contains("rot1"));
+    }
+
+    #[test]
+    fn a_bzimage_has_an_elf_file_in_it() {
+        let elf = b"\x7fELF and so on";
+        let mut plain = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut plain, elf).unwrap();
+        // Each with the length behind it, as the kernel's build has it; lz4 in its legacy form.
+        for (program, args, behind) in
+            [("gzip", &["-c"][..], 0), ("xz", &["-c"], 4), ("zstd", &["-cq"], 4), ("lz4", &["-clq"], 4)]
+        {
+            let mut payload = tool::output(Command::new(program).args(args).arg(plain.path()), "it").unwrap();
+            payload.resize(payload.len() + behind, 0x77);
+            let mut image = bzimage("6.12.1");
+            image[0x1f1] = 3;
+            image[0x248..0x24c].copy_from_slice(&0x800_u32.to_le_bytes());
+            image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+            image.extend_from_slice(&payload);
+            assert_eq!(vmlinux(&image).unwrap(), elf, "{program}");
+            image.pop();
+            assert!(vmlinux(&image).unwrap_err().to_string().contains("does not say where"), "{program}");
+            image[0x206..0x208].copy_from_slice(&0x207_u16.to_le_bytes());
+            assert!(vmlinux(&image).is_err());
+        }
+        let mut image = bzimage("6.12.1");
+        (image[0x1f1], image[0x24c]) = (3, 100);
+        assert!(vmlinux(&image).unwrap_err().to_string().contains("something else"));
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub use error::Error;
 pub use fetch::{Fetched, Here, Progress, fetch, served};
 pub use guest::Guest;
 pub use host::{Host, Lane, host, hosts};
+pub use image::vmlinux;
 pub use import::{Imported, import};
 pub use initramfs::paths;
 pub use job::{Exit, Job, Output};

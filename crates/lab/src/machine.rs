@@ -59,13 +59,13 @@ impl Boot {
         let installed = options.cache.installed(&host.kernel)?;
         let path = options.binary(Options::INIT, host.kernel.arch)?;
         let init = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let initramfs = initramfs::build(&init, &modules(host, &installed)?);
+        let initramfs = initramfs::build(&init, &modules(host, &installed, options)?);
         Ok(Boot { installed, initramfs })
     }
 }
 
 /// The modules of a host: KVM where it is one, what a capture looks at besides, and the channel's driver.
-fn modules(host: &Host, installed: &Installed) -> Result<Vec<Module>, Error> {
+fn modules(host: &Host, installed: &Installed, options: &Options) -> Result<Vec<Module>, Error> {
     let modules = Modules::scan(&installed.modules)?;
     let kvm = host.lane.kvm_module();
     // Built in on arm64. A kernel that a user brought may have it built in on x86, too; if not, the job finds no
@@ -77,7 +77,8 @@ fn modules(host: &Host, installed: &Installed) -> Result<Vec<Module>, Error> {
     // Modules on old kernels, built in later; or in a package that is not served any more, and then a capture
     // says that it could not ask.
     let channel: &[&str] = if host.lane.one_job() { &[] } else { &["virtio_pci", "virtio_console"] };
-    let optional = channel.iter().chain(&["tun", "vhost_net"]);
+    let disk = options.shared.iter().map(|_| &"virtio_blk");
+    let optional = channel.iter().chain(&["tun", "vhost_net"]).chain(disk);
     names.extend(optional.copied().filter(|name| modules.has(name)));
     let mut order = modules.load_order(&names)?;
     if host.lane.one_job() {
@@ -146,6 +147,7 @@ impl Machine {
             port: port_theirs,
             control: control_theirs,
             link,
+            shared: options.shared.as_deref(),
             incoming,
         });
         let mut machine = Machine::of(host, options, plan, Channel::Port(port), console)?;

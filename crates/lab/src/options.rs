@@ -23,6 +23,8 @@ pub struct Options {
     pub progress: Option<fn(&str)>,
     /// Boot anew even where the host could be resumed, and keep no state of it.
     pub fresh: bool,
+    /// A raw image that every host has as its disk `/dev/vda` and may write, as storage that hosts share. Such hosts boot anew.
+    pub shared: Option<PathBuf>,
 }
 
 impl Options {
@@ -37,7 +39,15 @@ impl Options {
             None => beside_this_program()
                 .ok_or(Error::NoBinary { name: Options::INIT.to_owned(), arch: Arch::X86_64.name() })?,
         };
-        Ok(Options { cache, binaries, memory_mib: 256, timeout: None, progress: None, fresh: false })
+        Ok(Options {
+            cache,
+            binaries,
+            memory_mib: 256,
+            timeout: None,
+            progress: None,
+            fresh: false,
+            shared: None,
+        })
     }
 
     /// The static binary `name` for `arch`.

@@ -98,6 +98,7 @@ fn a_host_of_one_job_says_so() {
         timeout: None,
         progress: None,
         fresh: false,
+        shared: None,
     };
     let error = Machine::up(&host, &options).unwrap_err();
     assert!(matches!(error, Error::OneJob { .. }), "{error}");

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use evenkeel_capsule::Shared;
-use evenkeel_sys::{Features, PageFault, Uffd, Watch, wait};
+use evenkeel_sys::{Features, PageFault, Uffd, Watch};
 
 use crate::book::{Book, Phase, State};
 use crate::guest::{CHUNK, read};
@@ -284,11 +284,7 @@ impl Inner {
     fn serve(&self, bell: &File) {
         let mut faults = Vec::new();
         loop {
-            let waited = wait(&self.uffd, bell).and_then(|rung| {
-                faults.clear();
-                self.uffd.read(&mut faults).map(|()| rung)
-            });
-            match waited {
+            match self.uffd.hear(bell, &mut faults) {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(why) => {

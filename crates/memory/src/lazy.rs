@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use evenkeel_capsule::{Index, Kind, Reader};
-use evenkeel_sys::{Features, PageFault, Uffd, Watch, wait};
+use evenkeel_sys::{Features, PageFault, Uffd, Watch};
 
 use crate::eager::Stored;
 use crate::{Error, Guest};
@@ -344,11 +344,7 @@ impl Shared {
         let (mut faults, mut stored, mut unpacked) = (Vec::new(), Vec::new(), Vec::new());
         let page = rustix::param::page_size() as u64;
         loop {
-            let waited = wait(&self.uffd, bell).and_then(|rung| {
-                faults.clear();
-                self.uffd.read(&mut faults).map(|()| rung)
-            });
-            match waited {
+            match self.uffd.hear(bell, &mut faults) {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(why) => return self.fail(why.into()),

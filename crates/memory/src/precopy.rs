@@ -29,8 +29,7 @@ pub struct DirtyLog<'a, 'b> {
     slots: Vec<(Slot, Arc<Ram>)>,
     manual: bool,
     guest: Guest,
-    /// Where copies go, one for each memory: made at first, as a confined process makes none later. They take memory only while
-    /// a copy is there.
+    /// Where copies go, one for each memory, if they were made at first. They take memory only while a copy is there.
     copies: Vec<Arc<Ram>>,
 }
 
@@ -65,9 +64,16 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
             return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
         }
         let manual = vm.manual_dirty_log()?;
-        let copies: Result<_, _> = guest.rams().iter().map(|ram| Ram::new(ram.len()).map(Arc::new)).collect();
-        let copies = copies.map_err(|why| Error::Life(format!("no room for a copy of memory: {why}")))?;
-        Ok(DirtyLog { vm, slots, manual, guest, copies })
+        Ok(DirtyLog { vm, slots, manual, guest, copies: Vec::new() })
+    }
+
+    /// The same, with room for the copy from now on: for a thread that cannot make any later.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn with_room(self) -> Result<Self, Error> {
+        let copies = room(&self.guest)?;
+        Ok(DirtyLog { copies, ..self })
     }
 
     /// The memory.
@@ -87,17 +93,29 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         done
     }
 
-    fn copy_all(&self) -> Result<Copied, Error> {
+    /// The log is on from here until [`DirtyLog::end`], for whoever copies by himself what [`DirtyLog::written`] tells.
+    ///
+    /// # Errors
+    /// KVM keeps no log.
+    pub fn start(&self) -> Result<(), Error> {
         for (slot, ram) in &self.slots {
             for page in (0..slot.length.div_ceil(4096)).step_by(64) {
                 marked(slot, ram, page);
             }
         }
         for (slot, ram) in &self.slots {
-            self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram))?;
+            if let Err(error) = self.vm.set_slot(Slot { flags: slot.flags | LOG, ..*slot }, Some(ram)) {
+                self.end();
+                return Err(error.into());
+            }
         }
-        let mut copied =
-            Copied { guest: self.guest.clone(), copies: self.copies.clone(), rounds: 0, last: 0 };
+        Ok(())
+    }
+
+    fn copy_all(&self) -> Result<Copied, Error> {
+        self.start()?;
+        let copies = if self.copies.is_empty() { room(&self.guest)? } else { self.copies.clone() };
+        let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
         let mut buffer = vec![0; BATCH as usize];
         for (slot, _) in &self.slots {
             copied.copy(slot.guest, slot.length, &mut buffer)?;
@@ -132,27 +150,41 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
         }
     }
 
+    /// What was written since the last time, for each slot: a bit a page, 64 in a word, from its beginning on. Each write is told
+    /// once, at the latest after the pause that follows it.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn written(&self) -> Result<Vec<Vec<u64>>, Error> {
+        self.slots.iter().map(|(slot, ram)| self.words(slot, ram)).collect()
+    }
+
+    fn words(&self, slot: &Slot, ram: &Ram) -> Result<Vec<u64>, Error> {
+        let all = slot.length / 4096;
+        let mut words = self.vm.dirty_log(slot.number, ram)?;
+        words.truncate(all.div_ceil(64) as usize);
+        if self.manual {
+            // Cleared before it is copied: what is written meanwhile is told the next time.
+            for first in (0..all).step_by(PART as usize) {
+                let part = (all - first).min(PART);
+                let these =
+                    &words[(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
+                if these.iter().any(|&word| word != 0) {
+                    self.vm.clear_dirty(slot.number, first, part as u32, these)?;
+                }
+            }
+        }
+        for page in (0..all).step_by(64) {
+            words[(page / 64) as usize] |= marked(slot, ram, page);
+        }
+        Ok(words)
+    }
+
     /// Copies the pages that were written to since the last time; gives how many.
     fn copy_written(&self, copied: &mut Copied) -> Result<u64, Error> {
         let (mut pages, mut buffer) = (0, Vec::new());
-        for (slot, ram) in &self.slots {
+        for ((slot, _), words) in self.slots.iter().zip(self.written()?) {
             let all = slot.length / 4096;
-            let mut words = self.vm.dirty_log(slot.number, ram)?;
-            words.truncate(all.div_ceil(64) as usize);
-            if self.manual {
-                // Cleared before it is copied: what is written meanwhile is told the next time.
-                for first in (0..all).step_by(PART as usize) {
-                    let part = (all - first).min(PART);
-                    let these = &words
-                        [(first / 64) as usize..((first + part).div_ceil(64) as usize).min(words.len())];
-                    if these.iter().any(|&word| word != 0) {
-                        self.vm.clear_dirty(slot.number, first, part as u32, these)?;
-                    }
-                }
-            }
-            for page in (0..all).step_by(64) {
-                words[(page / 64) as usize] |= marked(slot, ram, page);
-            }
             let is = |page: u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
             let mut page = 0;
             while page < all {
@@ -191,6 +223,12 @@ impl Copied {
         }
         Ok(())
     }
+}
+
+/// Where copies of this memory go.
+fn room(guest: &Guest) -> Result<Vec<Arc<Ram>>, Error> {
+    let copies: Result<_, _> = guest.rams().iter().map(|ram| Ram::new(ram.len()).map(Arc::new)).collect();
+    copies.map_err(|why| Error::Life(format!("no room for a copy of memory: {why}")))
 }
 
 impl Drop for Copied {

@@ -6,15 +6,41 @@
 //! without an end: a peer that is silent for longer than [`Policy::patience`] counts as lost.
 #![forbid(unsafe_code)]
 
+mod address;
 mod connection;
+mod credentials;
+mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
+mod intake;
 mod journal;
+mod listener;
+mod lobby;
 mod memory;
+mod pipe;
+mod policy;
+mod ranges;
 mod receive;
+mod rounds;
 mod send;
+mod serve;
+mod settle;
+mod spread;
+mod stream;
+mod tls;
 
-pub use connection::{Connection, Stream};
-pub use guest::{Arriving, GuestError, Leaving, Range, Section};
+pub use address::{Address, NoAddress};
+pub use credentials::Credentials;
+pub use guest::{Arriving, Ask, GuestError, Lacking, Leaving, Range, Section};
 pub use journal::{JournalError, JournalFile, Journaling};
+pub use listener::Listener;
+pub use pipe::Pipe;
+pub use policy::{MOST_STREAMS, NotSent, Phase, Policy, Progress, Sent, Slow};
 pub use receive::{Received, receive};
-pub use send::{NotSent, Policy, Progress, Sent, Settled, send, settle};
+pub use send::send;
+pub use settle::{Settled, settle};
+pub use stream::Stream;
+
+/// What this side says that it is.
+const PROGRAM: &str = concat!("evenkeel ", env!("CARGO_PKG_VERSION"));

@@ -1,115 +1,72 @@
-//! The engine of the side that the guest leaves.
+//! The engine of the side that the guest leaves: its connection, and who has the right to run.
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::mpsc::{Receiver as Events, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use evenkeel_handover::greeting::{Features, Greeting, PROTOCOL};
+use evenkeel_handover::postcopy::{Input as Served, Server};
 use evenkeel_handover::wire::Frame;
-use evenkeel_handover::{Digest, Epoch, Input, Message, Output, Reason, Source, SourceAt as At, Token};
+use evenkeel_handover::{Epoch, Input, Message, Output, Reason, Source, SourceAt as At, Token};
 
-use crate::connection::Event;
-use crate::memory::{PIECE, Sum, frames, pieces};
-use crate::{Connection, GuestError, Journaling, Leaving, Range, Stream};
+use crate::connection::{AHEAD, Connection, Event, What};
+use crate::ranges::bytes;
+use crate::serve::Pages;
+use crate::spread::Spread;
+use crate::{
+    GuestError, Journaling, Leaving, MOST_STREAMS, NotSent, PROGRAM, Phase, Policy, Progress, Range, Sent,
+    Slow, Stream,
+};
 
-/// How a guest is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// The guest is paused when what is left takes no longer than this.
-    pub downtime: Duration,
-    /// After so many rounds it is paused whatever is left, or the move ends, as `insist` says.
-    pub rounds: u32,
-    /// Pause it also when it writes faster than the link carries.
-    pub insist: bool,
-    /// A peer that is silent for so long is lost.
-    pub patience: Duration,
-    /// After the commit, a destination that cannot be reached for so long is left to an operator.
-    pub decide: Duration,
-}
+/// What opens connections.
+pub(crate) type Connect<'a> = &'a mut dyn FnMut() -> io::Result<Box<dyn Stream>>;
+/// What sees how far it is, and says whether to go on.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(&Progress) -> bool;
 
-impl Default for Policy {
-    fn default() -> Self {
-        Policy {
-            downtime: Duration::from_millis(5),
-            rounds: 30,
-            insist: true,
-            patience: Duration::from_secs(10),
-            decide: Duration::from_secs(60),
-        }
-    }
-}
-
-/// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Which round of memory, from 0 on.
-    pub round: u32,
-    /// Bytes of this round, and how many of them are done.
-    pub bytes: u64,
-    /// See above.
-    pub done: u64,
-    /// Bytes a second, so far.
-    pub rate: u64,
-    /// How long the guest would be paused if it were paused now.
-    pub downtime: Duration,
-}
-
-/// A guest that runs elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// From the beginning of the pause until the destination said that it runs.
-    pub paused: Duration,
-    /// From the first connection.
-    pub took: Duration,
-    /// Rounds of memory, the one in the pause among them.
-    pub rounds: u32,
-    /// Bytes on the wire.
-    pub bytes: u64,
-}
-
-/// A guest that does not.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotSent {
-    /// The destination does not take it. It goes on here, and was not paused.
-    #[error("the destination does not take the guest: {0}")]
-    Refused(String),
-    /// Something failed. It goes on here.
-    #[error("{0}; the guest goes on here")]
-    Failed(String),
-    /// It was paused here and cannot go on.
-    #[error("the guest stands here and does not go on: {0}")]
-    Stands(GuestError),
-    /// The right to run was given away, and nobody knows whether the guest runs. It stands here.
-    #[error(
-        "{why}; the right to run was given to the destination under token {token}, and the guest stands here until it says more"
-    )]
-    Undecided {
-        /// The attempt.
-        token: Token,
-        /// What happened.
-        why: String,
-    },
-}
-
-struct Sender<'a> {
-    guest: &'a mut dyn Leaving,
+pub(crate) struct Sender<'a> {
+    pub guest: &'a mut dyn Leaving,
     journal: &'a mut dyn Journaling,
-    policy: Policy,
-    watch: &'a mut dyn FnMut(&Progress) -> bool,
-    automaton: Source,
-    connection: Option<Connection>,
+    connect: Connect<'a>,
+    watch: Watch<'a>,
+    pub policy: Policy,
+    pub automaton: Source,
+    token: Token,
     offer: Vec<u8>,
-    sum: Sum,
+    pub memory: Vec<Range>,
+    events: (SyncSender<Event>, Events<Event>),
+    /// The connection: the first stream, and those for memory only.
+    pub links: Vec<Connection>,
+    next: u64,
+    /// What the destination said first.
+    pub answer: Option<Greeting>,
+    pub spread: Option<Spread>,
     /// Why the attempt ended, the first that went wrong.
     why: Option<String>,
-    refused: Option<String>,
+    /// What the destination found.
+    words: Option<String>,
     stands: Option<GuestError>,
-    paused: Option<Instant>,
-    rounds: u32,
+    /// Written pages are remembered, or the guest stands, or is slowed down.
+    pub touched: bool,
+    pub paused: Option<Instant>,
+    pub begin: Instant,
+    /// What the destination runs, if it said so.
+    ran: Option<Duration>,
+    pub rounds: u32,
+    /// So many of them are with the destination.
+    pub there: u32,
     bytes: u64,
+    pub verified: Option<Duration>,
+    pub throttle: u8,
+    /// Memory that the destination gets later.
+    pub late: Option<Pages>,
+    pub server: Option<Server>,
+    pub progress: Progress,
 }
 
-/// Moves a guest away. `token` is random; `epoch` is that of its storage here; `connect` is asked for a connection at the beginning
-/// and, after the commit, whenever one is lost. `watch` sees how far it is and says whether to go on.
+/// Moves a guest away. `token` is random; `epoch` is that of its storage here; `connect` is asked for a connection a stream at the
+/// beginning and, after the commit, whenever one is lost. `watch` sees how far it is and says whether to go on; once the right to run
+/// is given away, that ends nothing, but for a post-copy, whose guest then lacks memory.
 ///
 /// # Errors
 /// See [`NotSent`]: each says where the guest is.
@@ -121,147 +78,102 @@ pub fn send(
     (token, epoch): (Token, Epoch),
     watch: &mut dyn FnMut(&Progress) -> bool,
 ) -> Result<Sent, NotSent> {
-    let begin = Instant::now();
     let goes_on = |why: String| NotSent::Failed(why);
+    if !(1..=MOST_STREAMS).contains(&policy.streams) {
+        return Err(goes_on(format!("{} streams, and 1 to {MOST_STREAMS} can be", policy.streams)));
+    }
+    if policy.verify && policy.slow == Slow::PostCopy {
+        let why = "all memory cannot be verified in the pause and come after it: leave out one of the two";
+        return Err(goes_on(why.to_owned()));
+    }
     let offer = guest.offer().map_err(|e| goes_on(e.to_string()))?;
-    let mut sender = Sender {
-        guest,
-        journal,
-        policy,
-        watch,
-        automaton: Source::new(epoch),
-        connection: None,
-        offer,
-        sum: Sum::default(),
-        why: None,
-        refused: None,
-        stands: None,
-        paused: None,
-        rounds: 0,
-        bytes: 0,
-    };
-    sender.connect(connect).map_err(|e| goes_on(format!("no connection: {e}")))?;
+    let memory = guest.memory();
+    let mut sender =
+        Sender::new(guest, journal, (connect, watch), policy, Source::new(epoch), token, (offer, memory));
+    if let Err(error) = sender.connect() {
+        return Err(goes_on(format!("no connection: {}", sender.told(&error.to_string()))));
+    }
     sender.feed(Input::Start(token));
-    sender.run(connect, begin, token)
+    sender.run()
 }
 
-/// What became of a guest whose source crashed and took it along.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// No right to run was on its way: the guest ended with the process.
-    Lost,
-    /// The destination runs it.
-    Runs,
-    /// The destination never ran it, and its memory went with the process here.
-    NeverRan,
-    /// The destination cannot be reached.
-    Undecided(NotSent),
-}
-
-/// What a process does first that is started after a crash: if the journal says that the right to run was given away, the
-/// destination has to hear of it.
-pub fn settle(
-    journal: &mut dyn Journaling,
-    connect: &mut dyn FnMut() -> io::Result<Box<dyn Stream>>,
-    policy: Policy,
-) -> Settled {
-    let (automaton, _) = Source::recover(journal.records(), false);
-    let At::Committed(token) = automaton.at() else {
-        return if matches!(automaton.at(), At::Gone(_)) { Settled::Runs } else { Settled::Lost };
-    };
-    let mut nothing = Nothing;
-    let mut sender = Sender {
-        guest: &mut nothing,
-        journal,
-        policy,
-        watch: &mut |_| true,
-        automaton,
-        connection: None,
-        offer: Vec::new(),
-        sum: Sum::default(),
-        why: None,
-        refused: None,
-        stands: None,
-        paused: None,
-        rounds: 0,
-        bytes: 0,
-    };
-    match sender.run(connect, Instant::now(), token) {
-        Ok(_) => Settled::Runs,
-        Err(undecided @ NotSent::Undecided { .. }) => Settled::Undecided(undecided),
-        Err(_) => Settled::NeverRan,
-    }
-}
-
-/// A guest that is not here any more.
-struct Nothing;
-
-impl Leaving for Nothing {
-    fn offer(&mut self) -> Result<Vec<u8>, GuestError> {
-        Ok(Vec::new())
-    }
-    fn memory(&self) -> Vec<Range> {
-        Vec::new()
-    }
-    fn track(&mut self) -> Result<(), GuestError> {
-        Err(gone())
-    }
-    fn written(&mut self) -> Result<Vec<Range>, GuestError> {
-        Err(gone())
-    }
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), GuestError> {
-        Err(gone())
-    }
-    fn pause(&mut self) -> Result<(), GuestError> {
-        Err(gone())
-    }
-    fn state(&mut self) -> Result<Vec<crate::Section>, GuestError> {
-        Err(gone())
-    }
-    fn resume(&mut self) -> Result<(), GuestError> {
-        Err(gone())
-    }
-    fn free(&mut self) {}
-}
-
-fn gone() -> GuestError {
-    GuestError("the guest went with the process that had it".to_owned())
-}
-
-impl Sender<'_> {
-    fn run(
-        &mut self,
-        connect: &mut dyn FnMut() -> io::Result<Box<dyn Stream>>,
-        begin: Instant,
+impl<'a> Sender<'a> {
+    pub fn new(
+        guest: &'a mut dyn Leaving,
+        journal: &'a mut dyn Journaling,
+        (connect, watch): (Connect<'a>, Watch<'a>),
+        policy: Policy,
+        automaton: Source,
         token: Token,
-    ) -> Result<Sent, NotSent> {
+        (offer, memory): (Vec<u8>, Vec<Range>),
+    ) -> Sender<'a> {
+        let progress = Progress {
+            phase: Phase::Copying,
+            round: 0,
+            bytes: 0,
+            done: 0,
+            remaining: 0,
+            rate: 0,
+            downtime: Duration::ZERO,
+            throttle: 0,
+        };
+        Sender {
+            guest,
+            journal,
+            connect,
+            watch,
+            policy,
+            automaton,
+            token,
+            offer,
+            memory,
+            events: sync_channel(AHEAD),
+            links: Vec::new(),
+            next: 0,
+            answer: None,
+            spread: None,
+            why: None,
+            words: None,
+            stands: None,
+            touched: false,
+            paused: None,
+            begin: Instant::now(),
+            ran: None,
+            rounds: 0,
+            there: 0,
+            bytes: 0,
+            verified: None,
+            throttle: 0,
+            late: None,
+            server: None,
+            progress,
+        }
+    }
+
+    pub fn run(&mut self) -> Result<Sent, NotSent> {
         let mut away: Option<Instant> = None;
         loop {
             if let Some(error) = self.stands.take() {
-                return Err(NotSent::Stands(error));
+                return Err(self.stands(error));
             }
             match self.automaton.at() {
-                At::Owner | At::Lost => {
-                    let why = self.why.take().unwrap_or_else(|| "the attempt ended".to_owned());
-                    return Err(self.refused.take().map_or(NotSent::Failed(why), NotSent::Refused));
+                At::Owner | At::Lost => return self.ended(),
+                At::Gone(_) if matches!(self.server, Some(Server::Serving(_))) => {
+                    self.serve()?;
                 }
-                At::Gone(_) => {
-                    let paused = self.paused.map(|at| at.elapsed()).unwrap_or_default();
-                    let bytes = self.bytes + self.connection.as_ref().map_or(0, |c| c.sent);
-                    return Ok(Sent { paused, took: begin.elapsed(), rounds: self.rounds, bytes });
-                }
+                At::Gone(_) => return Ok(self.sent()),
                 At::Moving(_) => {
                     if let Err(why) = self.copy() {
                         self.fail(why);
                     }
                 }
-                At::Committed(_) | At::Doubtful(_) if self.connection.is_none() => {
+                At::Committed(_) | At::Doubtful(_) if self.links.is_empty() => {
                     let since = *away.get_or_insert_with(Instant::now);
                     if since.elapsed() > self.policy.decide {
                         let why = self.why.take().unwrap_or_default();
-                        return Err(NotSent::Undecided { token, why });
+                        return Err(NotSent::Undecided { token: self.token, why });
                     }
-                    match self.connect(connect) {
+                    match self.connect() {
                         Ok(()) => self.feed(Input::Connected),
                         Err(error) => {
                             self.note(format!("no connection: {error}"));
@@ -269,27 +181,119 @@ impl Sender<'_> {
                         }
                     }
                 }
-                _ => {
-                    if self.connection.is_some() {
-                        self.hear(self.policy.patience, true);
-                    } else {
-                        self.feed(Input::Disconnected);
-                    }
-                }
+                _ if self.links.is_empty() => self.feed(Input::Disconnected),
+                _ => self.listen(),
             }
         }
     }
 
-    fn connect(&mut self, connect: &mut dyn FnMut() -> io::Result<Box<dyn Stream>>) -> io::Result<()> {
-        let mut connection = Connection::new(connect()?, self.policy.patience)?;
-        connection.put(&Frame::Hello(self.offer.clone()))?;
-        connection.flush()?;
-        self.connection = Some(connection);
-        Ok(())
+    /// It does not go on; what went wrong before that may say why.
+    fn stands(&mut self, error: GuestError) -> NotSent {
+        NotSent::Stands(match self.why.take() {
+            Some(why) => GuestError(format!("{error} (before that: {why})")),
+            None => error,
+        })
     }
 
-    fn note(&mut self, why: String) {
+    fn ended(&mut self) -> Result<Sent, NotSent> {
+        if std::mem::take(&mut self.touched)
+            && let Err(error) = self.guest.resume()
+        {
+            return Err(self.stands(error));
+        }
+        let why = self.why.take().unwrap_or_else(|| "the attempt ended".to_owned());
+        Err(match self.words.take() {
+            Some(words) if self.answer.is_none() || self.rounds == 0 && self.progress.bytes == 0 => {
+                NotSent::Refused(words)
+            }
+            Some(words) => NotSent::Failed(format!("{why}: {words}")),
+            None => NotSent::Failed(why),
+        })
+    }
+
+    fn sent(&self) -> Sent {
+        let on = self.links.iter().filter_map(|link| link.writing().ok()).map(|w| w.sent).sum::<u64>();
+        Sent {
+            paused: self.ran.unwrap_or_default(),
+            took: self.begin.elapsed(),
+            rounds: self.rounds,
+            bytes: self.bytes + on,
+            verified: self.verified,
+            late: self.late.as_ref().map_or(0, |late| late.sent),
+            throttle: self.throttle,
+        }
+    }
+
+    /// Waits for the peer, and lets the user end what can still be ended.
+    fn listen(&mut self) {
+        let begin = Instant::now();
+        let before = self.automaton.at();
+        while self.automaton.at() == before && !self.links.is_empty() {
+            if begin.elapsed() > self.policy.patience {
+                return self.lose(format!("nothing was heard for {:?}", self.policy.patience));
+            }
+            self.hear(Duration::from_millis(20));
+            self.give();
+            if matches!(before, At::Paused(..)) {
+                self.progress.phase = Phase::Restoring;
+                self.look();
+            }
+        }
+    }
+
+    /// The first stream.
+    pub fn connect(&mut self) -> io::Result<()> {
+        self.spread = None;
+        self.links.clear();
+        self.answer = None;
+        self.link(0)
+    }
+
+    /// One more stream.
+    pub fn link(&mut self, number: u8) -> io::Result<()> {
+        let stream = (self.connect)()?;
+        self.next += 1;
+        let (id, events) = ((self.next, u16::from(number)), self.events.0.clone());
+        let connection = Connection::new(stream, id, events, self.policy.patience)?;
+        let features = Features::default()
+            .with(Features::LZ4, self.policy.compress)
+            .with(Features::VERIFY, self.policy.verify)
+            .with(Features::POST_COPY, self.policy.slow == Slow::PostCopy);
+        let greeting = Greeting {
+            protocols: (PROTOCOL, PROTOCOL),
+            stream: number,
+            streams: self.policy.streams,
+            features,
+            token: self.token,
+            memory: bytes(&self.memory),
+            offer: if number == 0 { self.offer.clone() } else { Vec::new() },
+            program: PROGRAM.to_owned(),
+        };
+        let told = connection.tell(&Frame::Hello(greeting.encode()));
+        self.links.push(connection);
+        told
+    }
+
+    /// Nothing can be sent any more: what the peer said last, or how its stream ended, tells more than that.
+    pub fn told(&mut self, error: &str) -> String {
+        const AFTER: Duration = Duration::from_millis(200);
+        let begin = Instant::now();
+        while let Ok(event) = self.events.1.recv_timeout(AFTER.saturating_sub(begin.elapsed())) {
+            match event.what {
+                What::Frame(Frame::Words(words), _) => self.words = Some(words),
+                What::Lost(why) if self.links.iter().any(|link| link.id == event.from) => return why,
+                _ => {}
+            }
+        }
+        error.to_owned()
+    }
+
+    pub fn note(&mut self, why: String) {
         self.why.get_or_insert(why);
+    }
+
+    pub fn why(&mut self) -> String {
+        self.why.take().unwrap_or_else(|| "it was given up here".to_owned())
     }
 
     fn fail(&mut self, why: String) {
@@ -297,52 +301,125 @@ impl Sender<'_> {
         self.feed(Input::Failed(Reason::Engine));
     }
 
-    fn lose(&mut self, why: String) {
+    pub fn lose(&mut self, why: String) {
         self.note(format!("the connection is lost: {why}"));
-        if let Some(connection) = self.connection.take() {
-            self.bytes += connection.sent;
-        }
+        self.unlink();
         self.feed(Input::Disconnected);
     }
 
-    /// Looks for something from the peer; with `wanted`, silence is a loss.
-    fn hear(&mut self, wait: Duration, wanted: bool) {
-        let Some(connection) = &self.connection else { return };
-        match connection.event(wait) {
-            None if wanted => self.lose(format!("nothing was heard for {wait:?}")),
-            None => {}
-            Some(Event::Lost(why)) => self.lose(why),
-            Some(Event::Frame(Frame::Control(message))) => {
+    fn unlink(&mut self) {
+        // What the threads send on is closed first: they end at once.
+        let writers: Vec<_> = self.links.drain(..).map(|link| link.writer.clone()).collect();
+        self.spread = None;
+        self.bytes += writers.iter().map(|writer| crate::connection::locked(writer).sent).sum::<u64>();
+    }
+
+    /// The user sees how far it is; if he does not want it any more, it ends.
+    pub fn look(&mut self) {
+        self.progress.throttle = self.throttle;
+        if !(self.watch)(&self.progress) {
+            self.note("it was cancelled".to_owned());
+            self.feed(Input::Cancel);
+        }
+    }
+
+    /// As [`Sender::look`], where nothing ends by it: whether to go on.
+    pub fn still_wanted(&mut self) -> bool {
+        (self.watch)(&self.progress)
+    }
+
+    /// Looks for something from the peer.
+    pub fn hear(&mut self, wait: Duration) {
+        let event = if wait.is_zero() {
+            self.events.1.try_recv().ok()
+        } else {
+            self.events.1.recv_timeout(wait).ok()
+        };
+        let Some(event) = event else { return };
+        // What an earlier connection has left.
+        let Some(place) = self.links.iter().position(|link| link.id == event.from) else { return };
+        match event.what {
+            // All memory is there and verified: what the destination says comes on the first stream, and who runs the guest may be
+            // done with the others before that is read.
+            What::Lost(_)
+                if place > 0
+                    && self.late.is_none()
+                    && matches!(self.automaton.at(), At::Committed(_) | At::Doubtful(_)) => {}
+            What::Lost(why) => {
+                // Why may have come on the first stream, before the others were closed.
+                while let Ok(event) = self.events.1.try_recv() {
+                    if let What::Frame(frame @ (Frame::Words(_) | Frame::Control(Message::Refuse(..))), _) =
+                        event.what
+                    {
+                        self.heard(frame);
+                    }
+                }
+                self.lose(why);
+            }
+            What::Frame(frame, _) if place == 0 => self.heard(frame),
+            What::Frame(..) | What::Whole => self.lose("a destination does not send this".to_owned()),
+        }
+    }
+
+    fn heard(&mut self, frame: Frame) {
+        match frame {
+            Frame::Hello(greeting) => match Greeting::decode(&greeting) {
+                Ok(answer) if answer.token == self.token => {
+                    self.answer = Some(answer);
+                    self.links.iter().for_each(Connection::pass);
+                }
+                Ok(_) => self.lose("the destination answers to another token".to_owned()),
+                Err(why) => self.lose(why),
+            },
+            Frame::Words(words) => self.words = Some(words).filter(|words| !words.is_empty()),
+            Frame::Control(message) => {
                 if let Message::Refuse(_, reason) = message {
-                    let words = match reason {
-                        Reason::Preflight => None,
-                        other => Some(format!("the destination gave up: {other:?}")),
-                    };
-                    words.into_iter().for_each(|why| self.note(why));
+                    match reason {
+                        Reason::Preflight => {}
+                        Reason::Busy => {
+                            self.note("the destination has a guest, or waits for another".to_owned())
+                        }
+                        other => self.note(format!("the destination gave up ({other:?})")),
+                    }
+                }
+                if let (Message::Running(_), Some(paused), None) = (message, self.paused, self.ran) {
+                    self.ran = Some(paused.elapsed());
                 }
                 self.feed(Input::Received(message));
+                self.served(Served::Received(message));
             }
-            // What the destination found, before it refuses.
-            Some(Event::Frame(Frame::Hello(words))) => {
-                self.refused = Some(String::from_utf8_lossy(&words).into_owned()).filter(|w| !w.is_empty());
+            Frame::Barrier(round) if round == self.there && round < self.rounds => {
+                self.there += 1;
+                self.links.first().into_iter().for_each(Connection::pass);
             }
-            Some(Event::Frame(other)) => {
-                self.lose(format!("a destination does not send this: {}", kind(&other)));
+            Frame::Want(page) if self.late.is_some() => {
+                self.late.iter_mut().for_each(|late| late.want(page));
             }
+            Frame::Missing(ranges) if self.late.is_some() => {
+                self.late.iter_mut().for_each(|late| late.again(&ranges));
+            }
+            _ => self.lose("a destination does not send this".to_owned()),
+        }
+    }
+
+    fn served(&mut self, input: Served) {
+        let outputs = self.server.as_mut().map(|server| server.step(input)).unwrap_or_default();
+        if outputs.contains(&Output::Free) {
+            self.guest.free();
         }
     }
 
     /// Tells the automaton, and does what it says.
-    fn feed(&mut self, input: Input) {
+    pub fn feed(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
             for output in self.automaton.step(input) {
                 match output {
                     Output::Send(message) => {
-                        let said = self.connection.as_mut().map(|c| c.say(message));
-                        if let Some(Err(error)) = said {
-                            self.note(format!("the connection is lost: {error}"));
-                            self.connection = None;
+                        if let Some(Err(error)) = self.links.first().map(|link| link.say(message)) {
+                            let why = self.told(&error.to_string());
+                            self.note(format!("the connection is lost: {why}"));
+                            self.unlink();
                             inputs.push_back(Input::Disconnected);
                         }
                     }
@@ -354,8 +431,12 @@ impl Sender<'_> {
                         }
                     },
                     Output::Resume => {
-                        self.paused = None;
+                        (self.paused, self.touched) = (None, false);
                         self.stands = self.guest.resume().err();
+                    }
+                    // What is served must be here.
+                    Output::Free if self.late.as_ref().is_some_and(|late| late.left() > 0) => {
+                        self.server = Some(Server::new(self.token));
                     }
                     Output::Free => self.guest.free(),
                     // Copying begins where the loop finds that memory is on its way; why it is stuck was noted.
@@ -363,129 +444,5 @@ impl Sender<'_> {
                 }
             }
         }
-    }
-
-    /// All rounds of memory, the pause, and the state. The automaton may have gone elsewhere meanwhile.
-    fn copy(&mut self) -> Result<(), String> {
-        let words = |e: GuestError| e.to_string();
-        self.guest.track().map_err(words)?;
-        let mut ranges = self.guest.memory();
-        let begin = Instant::now();
-        let mut done = 0;
-        loop {
-            done += match self.round(&ranges, done, begin)? {
-                Some(bytes) => bytes,
-                None => return Ok(()),
-            };
-            ranges = self.guest.written().map_err(words)?;
-            let left: u64 = ranges.iter().map(|r| r.length).sum();
-            let downtime = downtime(left, rate(done, begin));
-            if downtime <= self.policy.downtime {
-                break;
-            }
-            if self.rounds >= self.policy.rounds {
-                if self.policy.insist {
-                    break;
-                }
-                return Err(format!(
-                    "after {} rounds {left} bytes are left, which take {downtime:?}: the guest writes too fast",
-                    self.rounds
-                ));
-            }
-        }
-        self.paused = Some(Instant::now());
-        let paused = self.guest.pause().and_then(|()| self.guest.written());
-        // What was written before the last look and is in `ranges` was not sent yet.
-        ranges.extend(paused.map_err(|e| self.unpause(&e))?);
-        let state = self.guest.state().map_err(|e| self.unpause(&e))?;
-        if self.round(&ranges, done, begin).map_err(|e| self.unpause(&GuestError(e)))?.is_none() {
-            // The attempt ended while the guest stood, and the automaton did not know that it stands.
-            self.stands = self.guest.resume().err();
-            return Ok(());
-        }
-        let digest = self.sections(&state);
-        if matches!(self.automaton.at(), At::Moving(_)) {
-            self.feed(Input::Still(digest));
-        } else {
-            self.stands = self.guest.resume().err();
-        }
-        Ok(())
-    }
-
-    /// The automaton does not know of the pause yet.
-    fn unpause(&mut self, why: &GuestError) -> String {
-        self.paused = None;
-        self.stands = self.guest.resume().err();
-        why.to_string()
-    }
-
-    /// Sends this memory. `None`: the attempt ended meanwhile.
-    fn round(&mut self, ranges: &[Range], done: u64, begin: Instant) -> Result<Option<u64>, String> {
-        let bytes: u64 = ranges.iter().map(|r| r.length).sum();
-        let (mut now, mut buffer) = (0, vec![0; PIECE]);
-        for piece in pieces(ranges) {
-            self.hear(Duration::ZERO, false);
-            if !matches!(self.automaton.at(), At::Moving(_)) {
-                return Ok(None);
-            }
-            let into = &mut buffer[..piece.length as usize];
-            self.guest.read(piece.address, into).map_err(|e| e.to_string())?;
-            for frame in frames(self.rounds, piece.address, into) {
-                self.put(&frame);
-            }
-            now += piece.length;
-            let rate = rate(done + now, begin);
-            let downtime = downtime(bytes - now, rate);
-            let progress = Progress { round: self.rounds, bytes, done: now, rate, downtime };
-            if self.paused.is_none() && !(self.watch)(&progress) {
-                self.note("it was cancelled".to_owned());
-                self.feed(Input::Cancel);
-            }
-        }
-        self.rounds += 1;
-        Ok(matches!(self.automaton.at(), At::Moving(_)).then_some(bytes))
-    }
-
-    fn sections(&mut self, state: &[crate::Section]) -> Digest {
-        for section in state {
-            let total = section.bytes.len() as u64;
-            // One that is empty is there as well.
-            let count = section.bytes.len().div_ceil(PIECE).max(1);
-            for n in 0..count {
-                let at = n * PIECE;
-                let bytes = section.bytes[at..section.bytes.len().min(at + PIECE)].to_vec();
-                self.put(&Frame::Section { name: section.name.clone(), at: at as u64, total, bytes });
-            }
-        }
-        let flushed = self.connection.as_mut().map(Connection::flush);
-        if let Some(Err(error)) = flushed {
-            self.lose(error.to_string());
-        }
-        self.sum.digest()
-    }
-
-    fn put(&mut self, frame: &Frame) {
-        self.sum.add(frame);
-        let put = self.connection.as_mut().map(|c| c.put(frame));
-        if let Some(Err(error)) = put {
-            self.lose(error.to_string());
-        }
-    }
-}
-
-fn rate(bytes: u64, since: Instant) -> u64 {
-    (bytes as f64 / since.elapsed().as_secs_f64().max(1e-6)) as u64
-}
-
-fn downtime(bytes: u64, rate: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
-}
-
-fn kind(frame: &Frame) -> &'static str {
-    match frame {
-        Frame::Hello(_) => "a greeting",
-        Frame::Control(_) => "a message",
-        Frame::Section { .. } => "state",
-        Frame::Memory { .. } => "memory",
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
+use crate::devices::plug::Plug;
 use crate::life::{End, Life};
 
 /// The section of the board.
@@ -30,7 +31,7 @@ pub const DEVICE: &str = "device.";
 pub struct Board {
     /// Bytes of memory: on x86 from guest-physical address 0 on, on arm64 from [`crate::aarch64::MEMORY_BASE`].
     pub memory: u64,
-    /// How many vCPUs.
+    /// How many vCPUs KVM has, plugged or not.
     pub vcpus: u32,
     /// The irqchip's name: `kernel` or `split`, on arm64 `gicv3`.
     pub irqchip: String,
@@ -127,10 +128,30 @@ pub trait Runs: Sync {
     /// # Errors
     /// There is no descriptor left.
     fn disks(&self) -> Result<Vec<Disk>, Error>;
+    /// Another process may use what is behind its devices, until [`Runs::claim`]: see
+    /// [`crate::devices::virtio::Device::release`]. It stands.
+    ///
+    /// # Errors
+    /// As a device says.
+    fn release(&self) -> Result<(), Error>;
+
+    /// What is behind its devices is used here, and by nobody else. Before it goes on.
+    ///
+    /// # Errors
+    /// As a device says: it must not go on.
+    fn claim(&self) -> Result<(), Error>;
+
+    /// Its board and devices as a capsule has them, as they are now.
+    fn sections(&self) -> Vec<Section>;
 
     /// Its threads confine themselves by this before the guest executes anything, and so does the one that calls
     /// [`Runs::run`]. The first word counts.
     fn confine(&self, confinement: Confinement);
+
+    /// What plugs its vCPUs; none: all that it can have are there.
+    fn plug(&self) -> Option<&Plug> {
+        None
+    }
 
     /// Its counters.
     fn metrics(&self) -> &Arc<Metrics>;

@@ -1,7 +1,7 @@
 //! The bodies of the fuzz targets: hostile guests, and hostile saved states. Whatever they do, a device neither panics nor goes on
 //! without end, and what it saves is what it takes.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -9,19 +9,23 @@ use crate::View;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::devices::ioapic::{Ioapic, PINS};
 use crate::devices::keyboard::{COMMAND, DATA, Keyboard};
+use crate::devices::plug::Plug;
 use crate::devices::serial::{Edge, PORTS, Port};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::net::{Config, Link, Net};
 use crate::devices::virtio::{Device, State, Transport};
+use crate::linux::Boot;
 
 /// The guest's memory in bytes.
 const MEMORY: usize = 1 << 18;
+/// Memory for a kernel.
+const KERNEL_MEMORY: usize = 4 << 20;
 /// How many turns are looked at when nothing happens any more.
 const TURNS: usize = 100;
 /// In how many of them in a row a device may find nothing that it can use: as many as there are messages at the other side.
@@ -283,6 +287,15 @@ pub fn saved(bytes: &[u8]) -> Reached {
                 reached.taken += 1;
             }
         }
+        6 if *kind >= 128 => {
+            let it = Plug::new(1, 12).expect("a few vCPUs");
+            if it.set_state(state).is_ok() {
+                let other = Plug::new(1, 12).expect("a few vCPUs");
+                other.set_state(&it.state()).expect("what is saved is taken");
+                assert_eq!(it.state(), other.state());
+                reached.taken += 1;
+            }
+        }
         6 => {
             let mut it = Keyboard::default();
             if it.set_state(state).is_ok() {
@@ -378,6 +391,9 @@ pub fn states() -> Vec<Vec<u8>> {
     let mut keyboard = Keyboard::default();
     keyboard.write(COMMAND, 0x20);
     all.push([&[6], &keyboard.state()[..]].concat());
+    let plug = Plug::new(1, 12).expect("a few vCPUs");
+    plug.plug(9).expect("so many");
+    all.push([&[134], &plug.state()[..]].concat());
     let mut port = Port::new(Edges::default(), std::io::sink());
     for (at, byte) in [(4, 0x10), (1, 3), (0, 7), (0, 8)] {
         port.write(PORTS.start + at, &[byte]);
@@ -470,6 +486,58 @@ pub fn ports(bytes: &[u8]) -> Reached {
     }
     reached.interrupts += edges.0.load(std::sync::atomic::Ordering::Relaxed);
     reached
+}
+
+/// The first byte chooses the protocol, the others are a kernel's file. What is taken is within memory and leaves alone what else is
+/// there.
+pub fn kernel(bytes: &[u8]) -> Reached {
+    let mut reached = Reached::default();
+    let Some((how, image)) = bytes.split_first() else { return reached };
+    let kernel = memfd_create("kernel", MemfdFlags::CLOEXEC).expect("memory for a kernel");
+    let mut kernel = std::fs::File::from(kernel);
+    kernel.write_all(image).expect("memory for a kernel");
+    kernel.rewind().expect("a file");
+    let archive = vec![0xa5; 5000];
+    let mut boot = Boot { kernel, initramfs: Some(archive.clone()), command_line: "quiet".to_owned() };
+    let loaded = match how % 2 {
+        #[cfg(target_arch = "x86_64")]
+        0 => pc_kernel(&mut boot),
+        _ => arm64_kernel(&mut boot),
+    };
+    if let Some((memory, entry, at)) = loaded {
+        let mut there = vec![0; archive.len()];
+        memory.read_slice(&mut there, GuestAddress(at)).expect("the archive is within memory");
+        assert!(there == archive && memory.address_in_range(GuestAddress(entry)));
+        reached.taken = 1;
+    }
+    reached
+}
+
+/// A kernel in memory, its entry, and where the archive is.
+type Kernel = (View, u64, u64);
+
+#[cfg(target_arch = "x86_64")]
+fn pc_kernel(boot: &mut Boot) -> Option<Kernel> {
+    use crate::linux::{pvh, x86_64 as linux};
+    let ram = Arc::new(evenkeel_sys::Ram::new(KERNEL_MEMORY).expect("some memory"));
+    let memory = crate::view(&ram, 0).expect("some memory");
+    let entry = linux::load(&memory, &ram, boot, 0xe_0000).ok()?;
+    let number = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).expect("low memory");
+    // Where the parameters and the module list have it.
+    Some(match entry {
+        linux::Entry::Long(entry) => (memory.clone(), entry, number(0x9000 + 0x218).into()),
+        linux::Entry::Pvh(entry) => {
+            assert_eq!(number(pvh::START_INFO.into()), 0x336e_c578);
+            (memory.clone(), entry.into(), number(number(u64::from(pvh::START_INFO) + 16).into()).into())
+        }
+    })
+}
+
+fn arm64_kernel(boot: &mut Boot) -> Option<Kernel> {
+    let begin = GuestAddress(crate::aarch64::MEMORY_BASE);
+    let memory = View::from_ranges(&[(begin, KERNEL_MEMORY)]).expect("some memory");
+    let loaded = crate::linux::aarch64::load(&memory, boot).ok()?;
+    Some((memory, loaded.entry, loaded.initramfs?.0))
 }
 
 /// At most one message a pin, and each is that of a pin.

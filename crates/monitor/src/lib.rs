@@ -5,6 +5,9 @@
 //! are there to be configured before they run. [`run`] runs a vCPU until its [`Handler`] has enough, or the time is
 //! over: nothing waits for a guest without end.
 //!
+//! For Linux guests there are whole machines, with [`devices`], a [`life`] that can be paused and saved, a [`control`] socket,
+//! and threads that [`confine`] holds to what they need.
+//!
 //! What depends on the architecture is in the module of its name.
 #![forbid(unsafe_code)]
 

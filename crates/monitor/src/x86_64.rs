@@ -30,6 +30,8 @@ pub const GDT_BYTES: u16 = 0x28;
 
 /// CR0: PE, MP, ET, NE, WP, PG.
 pub const CR0: u64 = 0x8001_0033;
+/// CR0 without paging: PE, ET.
+const CR0_FLAT: u64 = 0x11;
 /// CR4: PAE.
 pub const CR4: u64 = 0x20;
 /// EFER: LME, LMA.
@@ -104,14 +106,8 @@ impl Tables {
     /// As the kernel says.
     pub fn enter(&self, vcpu: &Vcpu<'_>, entry: u64, stack: u64) -> Result<(), Error> {
         let mut sregs = vcpu.get(&KVM_GET_SREGS, X86_SREGS)?;
-        let mut segment = |at: usize, base: u64, limit: u32, selector: u16, kind: u8, flags: [u8; 6]| {
-            let s = &mut sregs[at..at + 24];
-            s[..8].copy_from_slice(&base.to_ne_bytes());
-            s[8..12].copy_from_slice(&limit.to_ne_bytes());
-            s[12..14].copy_from_slice(&selector.to_ne_bytes());
-            // type, present, dpl, db, s, l, g, avl, unusable
-            let [present, db, s_bit, l, g, unusable] = flags;
-            s[14..23].copy_from_slice(&[kind, present, 0, db, s_bit, l, g, 0, unusable]);
+        let mut segment = |at, base, limit, selector, kind, flags| {
+            put_segment(&mut sregs, at, (base, limit), selector, kind, flags);
         };
         segment(0, 0, u32::MAX, CODE, 11, [1, 0, 1, 1, 1, 0]);
         for n in 1..6 {
@@ -136,6 +132,43 @@ impl Tables {
         vcpu.set(&KVM_SET_REGS, &regs)?;
         Ok(())
     }
+}
+
+/// A segment in SREGS; `flags` are present, db, s, l, g and unusable.
+fn put_segment(sregs: &mut [u8], at: usize, place: (u64, u32), selector: u16, kind: u8, flags: [u8; 6]) {
+    let s = &mut sregs[at..at + 24];
+    s[..8].copy_from_slice(&place.0.to_ne_bytes());
+    s[8..12].copy_from_slice(&place.1.to_ne_bytes());
+    s[12..14].copy_from_slice(&selector.to_ne_bytes());
+    // type, present, dpl, db, s, l, g, avl, unusable
+    let [present, db, s_bit, l, g, unusable] = flags;
+    s[14..23].copy_from_slice(&[kind, present, 0, db, s_bit, l, g, 0, unusable]);
+}
+
+/// Puts a vCPU into 32-bit protected mode at `entry` as PVH has it: flat segments, no paging, interrupts off, no tables, EBX as given.
+///
+/// # Errors
+/// As the kernel says.
+pub fn enter_flat(vcpu: &Vcpu<'_>, entry: u32, ebx: u32) -> Result<(), Error> {
+    let mut sregs = vcpu.get(&KVM_GET_SREGS, X86_SREGS)?;
+    put_segment(&mut sregs, 0, (0, u32::MAX), CODE, 11, [1, 1, 1, 0, 1, 0]);
+    for n in 1..6 {
+        put_segment(&mut sregs, 24 * n, (0, u32::MAX), DATA, 3, [1, 1, 1, 0, 1, 0]);
+    }
+    put_segment(&mut sregs, 144, (0, 0x67), TSS, 11, [1, 0, 0, 0, 0, 0]);
+    put_segment(&mut sregs, 168, (0, 0), 0, 2, [0, 0, 0, 0, 0, 1]);
+    // CR0, CR3, CR4, EFER.
+    for (at, value) in [(224, CR0_FLAT), (240, 0), (248, 0), (264, 0)] {
+        sregs[at..at + 8].copy_from_slice(&u64::to_ne_bytes(value));
+    }
+    vcpu.set(&KVM_SET_SREGS, &sregs)?;
+    let mut regs = vec![0; X86_REGS];
+    // RBX, RIP, RFLAGS.
+    for (at, value) in [(8, ebx.into()), (128, entry.into()), (136, 2)] {
+        regs[at..at + 8].copy_from_slice(&u64::to_ne_bytes(value));
+    }
+    vcpu.set(&KVM_SET_REGS, &regs)?;
+    Ok(())
 }
 
 /// Sets the instruction pointer, and nothing else.

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use evenkeel_monitor::Error;
 use evenkeel_monitor::confine::{Mode, Report};
 use evenkeel_monitor::control::client::ClientError;
-use evenkeel_monitor::control::protocol::{Answer, Code, Event, Happened, LONGEST, Phase, Saved, Snapshot};
+use evenkeel_monitor::control::protocol::{
+    Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Plug, Saved, Snapshot, Vcpus,
+};
 use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, Targets, listen, serve};
 
 /// A machine whose guest counts: it must go on counting, whatever clients do.
@@ -22,6 +24,7 @@ struct Counting {
     phase: Mutex<(Phase, Option<String>)>,
     beats: Arc<AtomicU64>,
     stands: Arc<AtomicBool>,
+    plugged: AtomicU32,
     /// How long a pause and a snapshot take.
     slow: Duration,
 }
@@ -52,6 +55,18 @@ impl Operated for Counting {
         *self.phase.lock().unwrap() = (Phase::Ended, Some("stopped".to_owned()));
     }
 
+    fn vcpus(&self) -> Option<Vcpus> {
+        Some(Vcpus { vcpus: self.plugged.load(Ordering::SeqCst), most: 4 })
+    }
+
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error> {
+        if vcpus > 4 {
+            return Err(Error::Device("at most 4".to_owned()));
+        }
+        self.plugged.store(vcpus, Ordering::SeqCst);
+        Ok(Vcpus { vcpus, most: 4 })
+    }
+
     fn devices(&self) -> Vec<evenkeel_monitor::control::metrics::Device> {
         Vec::new()
     }
@@ -63,6 +78,19 @@ impl Operated for Counting {
         }
         to.file.write_all(b"all of it").map_err(|e| Error::Control(e.to_string()))?;
         Ok(Saved { bytes: 9, paused_seconds: 0.25, ..Saved::default() })
+    }
+
+    fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        let failed = |e: std::io::Error| Error::Control(e.to_string());
+        match (step, to) {
+            (Leave::Memory, _) => {
+                let mut file = tempfile::tempfile().map_err(failed)?;
+                file.write_all(b"memory").map_err(failed)?;
+                Ok((6, Some(file.into())))
+            }
+            (Leave::State, Some(to)) => to.write_all(b"state").map(|()| (5, None)).map_err(failed),
+            _ => Ok((0, None)),
+        }
     }
 }
 
@@ -81,10 +109,10 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let (beats, stands) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let phase = Mutex::new((Phase::Running, None));
-        let machine = Arc::new(Counting { phase, beats, stands, slow });
+        let machine = Arc::new(Counting { phase, beats, stands, plugged: AtomicU32::new(2), slow });
         let listener = listen(&dir.path().join("socket")).unwrap();
         let confinement = Report { mode, ..Report::default() };
-        let about = About { vcpus: 2, memory_bytes: 1 << 20, confinement };
+        let about = About { vcpus: 2, memory_bytes: 1 << 20, epoch: 1, confinement };
         let (server, worker, ending) = serve(listener, about, Arc::new(Metrics::default())).unwrap();
         let (one, two, guest) = (machine.clone(), machine.clone(), machine.clone());
         let threads = vec![
@@ -185,6 +213,12 @@ fn a_machine_is_paused_resumed_measured_and_stopped() {
         assert!(metrics.text.lines().any(|line| line == series), "{series} in\n{}", metrics.text);
     }
     setting.is_well();
+    let plug = |vcpus| Command::Plug(Plug { vcpus });
+    let four = Vcpus { vcpus: 4, most: 4 };
+    assert!(matches!(ask(&mut client, plug(4)), Ok(Answer::Plugged(vcpus)) if vcpus == four));
+    let Ok(Answer::Status(status)) = ask(&mut client, Command::Status) else { panic!() };
+    assert_eq!((status.vcpus, status.most_vcpus), (4, Some(4)));
+    assert_eq!(refused(ask(&mut client, plug(5))), Code::Failed);
     assert!(matches!(ask(&mut client, Command::Stop), Ok(Answer::Stopping(_))));
     assert_eq!(refused(ask(&mut client, Command::Pause)), Code::Phase);
     setting.end();
@@ -465,4 +499,66 @@ fn who_goes_away_in_the_middle_of_its_work_is_missed_by_nobody() {
     ask(&mut client, Command::Resume).unwrap();
     setting.is_well();
     setting.end();
+}
+
+fn step(client: &mut Client, step: Leave, to: Option<&File>) -> Result<Left, Code> {
+    match client.ask(Command::Leave(step), &to.map(AsFd::as_fd).into_iter().collect::<Vec<_>>(), &mut |_| {})
+    {
+        Ok(Answer::Left(left)) => Ok(left),
+        Ok(other) => panic!("{other:?}"),
+        Err(ClientError::Refused(refused)) => Err(refused.code),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_guest_that_is_moved_gives_its_memory_and_goes_on_when_its_mover_is_gone() {
+    let setting = Setting::quick();
+    let mut other = Client::connect(&setting.path()).unwrap();
+    let mut mover = Client::connect(&setting.path()).unwrap();
+    assert_eq!(step(&mut mover, Leave::Memory, None).unwrap().bytes, 6);
+    let mut memory = File::from(mover.passed().expect("the file of its memory"));
+    let mut held = String::new();
+    std::io::Seek::rewind(&mut memory).unwrap();
+    memory.read_to_string(&mut held).unwrap();
+    assert_eq!(held, "memory");
+    step(&mut mover, Leave::Pause, None).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    assert_eq!(step(&mut mover, Leave::State, Some(&file)).unwrap().bytes, 5);
+    assert_eq!(step(&mut mover, Leave::State, None), Err(Code::Target), "no file came");
+    // Nobody else has a say meanwhile.
+    assert_eq!(step(&mut other, Leave::Back(None), None), Err(Code::Leaving));
+    for command in [Command::Resume, Command::Stop, Command::Pause] {
+        let refused = other.ask(command, &[], &mut |_| {});
+        assert!(matches!(refused, Err(ClientError::Refused(why)) if why.code == Code::Leaving));
+    }
+    assert_eq!(setting.machine.phase().0, Phase::Paused);
+    drop(mover);
+    let begin = Instant::now();
+    while setting.machine.phase().0 != Phase::Running {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it stands though its mover is gone");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(other.ask(Command::Pause, &[], &mut |_| {}).is_ok());
+}
+
+#[test]
+fn a_guest_that_was_given_away_stands_until_somebody_knows_its_token() {
+    let setting = Setting::quick();
+    let token = "0123456789abcdef0123456789abcdef".to_owned();
+    let mut mover = Client::connect(&setting.path()).unwrap();
+    step(&mut mover, Leave::Pause, None).unwrap();
+    step(&mut mover, Leave::Commit(token.clone()), None).unwrap();
+    drop(mover);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(setting.machine.phase().0, Phase::Paused);
+    let mut other = Client::connect(&setting.path()).unwrap();
+    match other.ask(Command::Status, &[], &mut |_| {}).unwrap() {
+        Answer::Status(status) => assert_eq!(status.leaving.unwrap().token.as_ref(), Some(&token)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(step(&mut other, Leave::Back(None), None), Err(Code::Leaving));
+    assert_eq!(step(&mut other, Leave::Gone("f".repeat(32)), None), Err(Code::Leaving));
+    step(&mut other, Leave::Back(Some(token)), None).unwrap();
+    assert_eq!(setting.machine.phase().0, Phase::Running);
 }

@@ -1,6 +1,9 @@
 //! The bodies of the fuzz targets: over what is in `fuzz/corpus`, over many changed forms of it, and over bytes that nobody chose. The
 //! fuzzer itself takes a nightly compiler: see `fuzz/README.md`.
 
+#[cfg(target_arch = "x86_64")]
+mod common;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,4 +109,38 @@ fn no_guest_breaks_a_port_or_the_ioapic() {
     let reached = run(&corpus("ports"), 6000, 400, fuzzing::ports);
     println!("{reached:?}");
     assert!(reached.moves > 5000 && reached.interrupts > 1000, "{reached:?}");
+}
+
+/// Kernels as they should be, as far as a loader looks: by the 64-bit protocol, by PVH, a bzImage, an arm64 Image.
+#[cfg(target_arch = "x86_64")]
+fn kernels() -> Vec<Vec<u8>> {
+    let mut bz = vec![0; 0x800];
+    bz[0x1f1] = 1;
+    bz[0x202..0x206].copy_from_slice(b"HdrS");
+    bz[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    bz[0x211] = 1;
+    bz[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+    let mut image = vec![0; 0x100];
+    image[16] = 0x80;
+    image[56..60].copy_from_slice(b"ARM\x64");
+    let code = [0xf4; 16];
+    let pc = [common::elf(&code, None), common::elf(&code, Some(common::CODE as u32 + 4)), bz];
+    let seed = |how: u8, kernel: &[u8]| [&[how], kernel].concat();
+    pc.iter().map(|kernel| seed(0, kernel)).chain([seed(1, &image)]).collect()
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn no_kernel_breaks_its_loader() {
+    if std::env::var_os("EVENKEEL_UPDATE").is_some() {
+        for (kernel, name) in kernels().iter().zip(["elf", "pvh", "bzimage", "image"]) {
+            fs::write(folder("kernel").join(name), kernel).unwrap();
+        }
+    }
+    for kernel in kernels() {
+        assert_eq!(fuzzing::kernel(&kernel).taken, 1, "a kernel as it should be is taken");
+    }
+    let reached = run(&corpus("kernel"), 4000, 200, fuzzing::kernel);
+    println!("{reached:?}");
+    assert!(reached.taken > 500, "{reached:?}");
 }

@@ -3,11 +3,14 @@
 #![cfg(target_arch = "x86_64")]
 #![cfg_attr(not(kvm), allow(dead_code))]
 
-use std::io::{self, Seek, Write};
+mod common;
+
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::{elf, file};
 use evenkeel_monitor::board::{Board, Runs};
 use evenkeel_monitor::devices::virtio::{Device, block::Block, entropy::Entropy};
 use evenkeel_monitor::linux::Boot;
@@ -19,7 +22,6 @@ use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
 use evenkeel_sys::{Live, Ram, Slot, System, Vcpu};
 
 const MEMORY: usize = 4 << 20;
-const CODE: u64 = 0x10_0000;
 const COUNTER: usize = 0x20_0000;
 
 /// Counts in memory, and writes to the serial port each time.
@@ -47,26 +49,6 @@ impl Write for Said {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// An ELF file of this code.
-fn elf(code: &[u8]) -> std::fs::File {
-    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
-    bytes.resize(16, 0);
-    bytes.extend([2_u16, 0x3e].iter().flat_map(|n| n.to_le_bytes()));
-    bytes.extend(1_u32.to_le_bytes());
-    bytes.extend([CODE, 64, 0].iter().flat_map(|n| n.to_le_bytes()));
-    bytes.extend(0_u32.to_le_bytes());
-    bytes.extend([64_u16, 56, 1, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
-    bytes.extend([1_u32, 5].iter().flat_map(|n| n.to_le_bytes()));
-    let length = code.len() as u64;
-    bytes.extend([0x1000, CODE, CODE, length, length, 0x1000].iter().flat_map(|n: &u64| n.to_le_bytes()));
-    bytes.resize(0x1000, 0);
-    bytes.extend(code);
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&bytes).unwrap();
-    file.rewind().unwrap();
-    file
 }
 
 fn disk() -> Vec<Box<dyn Device>> {
@@ -115,7 +97,7 @@ fn with(
     let machine = Machine::new(&system, shape).unwrap();
     let vcpus = vcpus(&machine, count);
     let said = Said::default();
-    let mut boot = Boot { kernel: elf(code), initramfs: None, command_line: String::new() };
+    let mut boot = Boot { kernel: file(&elf(code, None)), initramfs: None, command_line: String::new() };
     let pc = Pc::new(&machine, &vcpus, disk(), said.clone(), &mut boot).unwrap();
     assert_eq!(pc.life().phase(), Phase::Ready);
     std::thread::scope(|scope| {

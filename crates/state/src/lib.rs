@@ -3,7 +3,10 @@
 //! * An [`Image`] is what was saved: items in the kernel's own layout, each with the VM or the vCPU that it belongs to, and
 //!   the [`Manifest`] of what no ioctl tells.
 //! * [`view()`](view::view) names the fields of an item, and [`compare`] says in what two images of one guest differ.
-//! * [`file`] puts it into a capsule and takes it out.
+//! * [`mod@file`] puts it into a capsule and takes it out.
+//! * [`gaps`] looks for what a guest has and KVM cannot save; [`translate`] rewrites what another kernel does not take, where
+//!   nothing is lost.
+//! * [`x86`] and [`arm64`] save and restore: in the order that the catalog's edges give ([`order`]), with every value read back.
 //! * [`registers`] is the matrix of arm64 registers between many hosts, which was here first.
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,8 @@
 //!
 //! The fixtures in `tests/compat/v1` are never edited: `EVENKEEL_UPDATE=1` writes those that are missing, and none that is there.
 //! Those of x86 are real: `evenkeel snapshot` wrote what is in `EVENKEEL_SNAPSHOTS`, by the fixtures' names; see
-//! `tests/compat/README.md`. Those of arm64 hold whatever the catalog cuts into structures.
+//! `tests/compat/README.md`. Those of arm64 hold whatever the catalog cuts into structures, but
+//! for `arm64-lab-…`, which are real as well.
 
 use std::fs;
 use std::io::Cursor;
@@ -122,27 +123,36 @@ fn write_with(guest: &Guest, kind: &str, memory: &[(u64, Vec<u8>)]) -> Vec<u8> {
 
 /// A fixture out of a snapshot, with what every fixture has beside its state. Of the kernel its version is told, and not whose it
 /// is. Of memory that is held whole, the part with the guest's tables, code and stacks is kept.
-fn fixture(snapshot: &[u8], kind: &str) -> Vec<u8> {
+fn fixture(snapshot: &[u8], kind: &str, keep: usize) -> Vec<u8> {
     let mut reader = Reader::open(Cursor::new(snapshot), &known).unwrap();
     let mut saved = Guest::read(&mut reader).unwrap();
     let length = reader.index().unwrap().bytes() as usize;
+    let base = if saved.image.arch == Arch::Aarch64 { ARM64_RAM } else { 0 };
     let mut bytes = vec![0; length];
     reader
         .load(|address, part| {
-            bytes[address as usize..][..part.len()].copy_from_slice(part);
+            bytes[(address - base) as usize..][..part.len()].copy_from_slice(part);
             Ok(())
         })
         .unwrap();
-    if kind == "lazy" {
-        bytes.truncate(512 << 10);
-    }
+    bytes.truncate(keep);
     let beside = guest(saved.image.arch);
     (saved.contract, saved.carried) = (beside.contract, beside.carried);
     let mut provenance = saved.provenance.unwrap();
     provenance.kernel.truncate(provenance.kernel.find(['-', '+']).unwrap_or(provenance.kernel.len()));
     saved.provenance = Some(provenance);
-    write_with(&saved, kind, &[(0, bytes)])
+    write_with(&saved, kind, &[(base, bytes)])
 }
+
+/// Where the memory of an arm64 witness begins.
+const ARM64_RAM: u64 = 0x4000_0000;
+
+/// Real guests of arm64 kernels: the fixture's name, how it is written, and how many bytes of memory are kept.
+const ARM64_LAB: [(&str, &str, usize); 3] = [
+    ("arm64-lab-eager", "eager", 72 << 10),
+    ("arm64-lab-lazy", "lazy", 72 << 10),
+    ("arm64-lab-zstd", "zstd", 4 << 20),
+];
 
 fn read(bytes: &[u8]) -> Result<Guest, evenkeel_capsule::Refused> {
     Guest::read(&mut Reader::open(Cursor::new(bytes), &known)?)
@@ -222,6 +232,7 @@ fn capsules_of_version_1_are_read() {
                     (_, Some(folder)) => fixture(
                         &fs::read(PathBuf::from(folder).join(path.file_name().unwrap())).unwrap(),
                         kind,
+                        if kind == "lazy" { 512 << 10 } else { usize::MAX },
                     ),
                     (_, None) => panic!("EVENKEEL_SNAPSHOTS names no folder with a real {}", path.display()),
                 };
@@ -291,4 +302,55 @@ fn capsules_of_version_1_are_read() {
         }
     }
     assert_eq!(seen, 6);
+}
+
+#[test]
+fn guests_of_arm64_kernels_are_read() {
+    let mut kernels = Vec::new();
+    for (name, kind, keep) in ARM64_LAB {
+        let path = compat().join(format!("{name}.capsule"));
+        let update = std::env::var_os("EVENKEEL_UPDATE").is_some();
+        if !path.exists() && update {
+            let folder = std::env::var_os("EVENKEEL_SNAPSHOTS").expect("EVENKEEL_SNAPSHOTS names a folder");
+            let snapshot = fs::read(PathBuf::from(folder).join(path.file_name().unwrap())).unwrap();
+            fs::write(&path, fixture(&snapshot, kind, keep)).unwrap();
+        }
+        let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(bytes.len() < 128 << 10, "{name}: {} bytes", bytes.len());
+        let mut reader = Reader::open(Cursor::new(&bytes), &known).unwrap();
+        reader.verify().unwrap();
+        let read = Guest::read(&mut reader).unwrap();
+        let line = format!("{name}.capsule {} {}\n", reader.header().root, read.image.items.len());
+        let roots = fs::read_to_string(compat().join("roots")).unwrap();
+        if update && !roots.contains(&format!("{name}.capsule ")) {
+            fs::write(compat().join("roots"), roots + &line).unwrap();
+        } else {
+            assert!(roots.contains(&line), "a fixture was edited, or an item of it is lost: {line}");
+        }
+        assert_eq!((reader.header().arch, reader.header().lazy), (Arch::Aarch64, kind == "lazy"));
+        let made = |call: &str| read.image.manifest.calls.iter().filter(|n| n.call == call).count();
+        assert_eq!([made("KVM_CREATE_VM"), made("KVM_CREATE_VCPU"), made("KVM_CREATE_DEVICE")], [1, 2, 2]);
+        for item in &read.image.items {
+            let fields = view(item).unwrap();
+            assert!(fields.iter().all(|field| field.known), "{item:?}: every field has a name");
+        }
+        // What runs next is in memory: vCPU 0 stands in the guest's own code.
+        let registers = read.image.item(Owner::Vcpu(0), "arm64-registers").unwrap();
+        let pc =
+            view(registers).unwrap().into_iter().find(|field| field.raw == 0x6030_0000_0010_0040).unwrap();
+        let view::Value::Number(pc) = pc.value else { panic!("{pc:?}") };
+        let mut next = [0; 4];
+        let put = |address: u64, part: &[u8]| {
+            let from = pc.checked_sub(address).and_then(|at| part.get(at as usize..at as usize + 4));
+            if let Some(from) = from {
+                next.copy_from_slice(from);
+            }
+            Ok(())
+        };
+        let all = reader.load(put).unwrap();
+        assert_eq!(all.bytes + all.zero, keep as u64);
+        assert_ne!(next, [0; 4], "{name}: an instruction at {pc:#x}");
+        kernels.push(read.provenance.unwrap().kernel);
+    }
+    assert_eq!(kernels.iter().collect::<std::collections::BTreeSet<_>>().len(), 3, "{kernels:?}");
 }

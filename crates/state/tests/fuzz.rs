@@ -15,10 +15,21 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// What was written by hand or saved; what the fuzzer found (`found-…`) is apart.
 fn files(folder: &Path) -> Vec<Vec<u8>> {
+    read(folder, |name| !name.starts_with("found-"))
+}
+
+/// What the fuzzer found for this target: itself, and two changed forms, since there are many.
+fn found(target: &str, body: impl Fn(&[u8])) {
+    run(read(&root().join("fuzz/corpus").join(target), |name| name.starts_with("found-")), 2, body);
+}
+
+fn read(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|e| e.unwrap().path())
+        .filter(|path| wanted(&path.file_name().unwrap().to_string_lossy()))
         .collect();
     paths.sort();
     assert!(!paths.is_empty(), "{} is empty", folder.display());
@@ -89,17 +100,20 @@ fn capsules() {
     }
     let mut corpus = files(&root().join("fuzz/corpus/capsule"));
     corpus.extend(files(&root().join("tests/compat/v1")));
-    run(corpus, 300, |bytes| {
+    let body = |bytes: &[u8]| {
         for bytes in [bytes.to_vec(), reseal(bytes)] {
             evenkeel_capsule::fuzzing::capsule(&bytes);
             evenkeel_state::fuzzing::guest(&bytes);
         }
-    });
+    };
+    run(corpus, 300, body);
+    found("capsule", body);
 }
 
 #[test]
 fn contracts() {
     run(files(&root().join("fuzz/corpus/contract")), 500, evenkeel_contract::fuzzing::contract);
+    found("contract", evenkeel_contract::fuzzing::contract);
 }
 
 /// A small surface; written into the corpus with `EVENKEEL_UPDATE=1`, if it is not there.
@@ -129,6 +143,7 @@ fn surfaces() {
     evenkeel_surface::read::surface(&fs::read(&path).unwrap(), &Limits::default())
         .expect("the corpus holds a good one");
     run(files(&root().join("fuzz/corpus/surface")), 500, evenkeel_surface::fuzzing::surface);
+    found("surface", evenkeel_surface::fuzzing::surface);
 }
 
 #[test]
@@ -138,4 +153,5 @@ fn states() {
     let sections = u8::try_from(evenkeel_catalog::SECTIONS.len()).expect("one byte names a section");
     corpus.extend((0..sections).map(|which| [vec![which], vec![0; 64]].concat()));
     run(corpus, 100, evenkeel_state::fuzzing::state);
+    found("state", evenkeel_state::fuzzing::state);
 }

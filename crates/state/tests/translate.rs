@@ -3,9 +3,9 @@
 
 use evenkeel_contract::view::View;
 use evenkeel_state::entries::{self, Entry, Key, put};
-use evenkeel_state::translate::{Destination, Refusal, Translated, translate, undo};
-use evenkeel_state::{Image, Item, Manifest, Owner};
-use evenkeel_surface::{Arch, Surface};
+use evenkeel_state::translate::{Destination, Refusal, Translated, fates, translate, undo};
+use evenkeel_state::{Attribute, Image, Item, Manifest, Owner, pack_attributes};
+use evenkeel_surface::{Arch, Surface, Write};
 
 fn capture(name: &str) -> Surface {
     evenkeel_hosts::load(name).expect("bundled").surface
@@ -183,4 +183,65 @@ fn registers_that_do_not_take_a_value_are_refused_and_computed_bits_are_no_value
     assert_eq!(done.log[0].part, "reg.603000000013df11");
     let saved = image(Arch::Aarch64, vec![registers(&[(0x6030_0000_0013_df11, 1)])]);
     assert!(to("debian-6.1-arm64", "full", &saved).is_err());
+}
+
+/// The interrupt controller of a guest with two vCPUs: GICD_IIDR; GICR_CTLR and GICR_TYPER of each.
+fn interrupt_controller(iidr: u32, ctlr: u32, typer: [u32; 2]) -> Image {
+    let entry = |group, attr, value: &[u8; 4]| pack_attributes([Attribute { group, attr, value }]);
+    let mut items = vec![Item {
+        owner: Owner::Vm,
+        name: "vgic-v3-iidr".to_owned(),
+        bytes: entry(1, 8, &iidr.to_le_bytes()),
+    }];
+    for (cpu, typer) in (0..).zip(typer) {
+        let at = u64::from(cpu) << 32;
+        let registers = [(at | 8, typer), (at | 0xc, cpu), (at, ctlr)];
+        let bytes =
+            registers.iter().flat_map(|(attr, value)| entry(5, *attr, &value.to_le_bytes())).collect();
+        items.push(Item { owner: Owner::Vcpu(cpu), name: "vgic-v3-redist".to_owned(), bytes });
+    }
+    image(Arch::Aarch64, items)
+}
+
+/// What 5.10 shows of its interrupt controller and what later kernels show: the revision decides GICR_CTLR, and Last of
+/// GICR_TYPER is hidden from userspace alone.
+#[test]
+fn the_interrupt_controllers_revision_is_kept_or_refused_and_last_is_as_the_host_shows_it() {
+    let old = interrupt_controller(0x4b00_243b, 0, [1, 0x101]);
+    let new = interrupt_controller(0x4b00_343b, 6, [1, 0x111]);
+    for (image, own, other) in
+        [(&old, "debian-5.10-arm64", "debian-6.1-arm64"), (&new, "debian-7.3-arm64", "debian-6.12-arm64")]
+    {
+        let done = to(own, "full", image).expect("its own kernel takes it");
+        assert_eq!((&done.image, done.log.len()), (image, 0));
+        let done = to(other, "full", image).expect("this kernel keeps both revisions");
+        assert_eq!(undo(&done.image, &done.log), *image);
+        // Only Last of the last vCPU, and only where the kernels differ in it.
+        let parts: Vec<(Owner, &str)> = done.log.iter().map(|r| (r.owner, r.part.as_str())).collect();
+        let last = if own.contains("5.10") { vec![(Owner::Vcpu(1), "GICR_TYPER")] } else { vec![] };
+        assert_eq!(parts, last);
+    }
+    let forward = to("debian-6.1-arm64", "full", &old).expect("it is rewritten").image;
+    assert_eq!(forward, interrupt_controller(0x4b00_243b, 0, [1, 0x111]));
+    // A kernel that says yes to revision 2 and keeps 3, and one that has none but 2.
+    for (image, host, shows) in [(&old, "debian-6.18-arm64", "0x6"), (&new, "debian-5.10-arm64", "0x0")] {
+        let refused = to(host, "full", image).unwrap_err();
+        let told: Vec<String> = refused.iter().map(|r| format!("{}/{}", r.owner, r.part)).collect();
+        let parts = [
+            "vm/vgic-v3-iidr/GICD_IIDR",
+            "vcpu.0/vgic-v3-redist/GICR_CTLR",
+            "vcpu.1/vgic-v3-redist/GICR_CTLR",
+        ];
+        assert_eq!(told, parts);
+        assert!(refused[1].because.contains(shows), "{}", refused[1].because);
+    }
+    // What was never asked is not known, and nothing is said of it.
+    let mut asked = capture("debian-5.10-arm64");
+    asked.offer.attributes.retain(|a| a.group != 5);
+    let views = View::all(&asked, "unasked");
+    let view = views.iter().find(|v| v.shape == "full").expect("the shape");
+    let fates = fates(&new, &Destination { view, offer: &asked.offer });
+    let of = |name: &str| fates.iter().filter(|f| f.name == name).map(|f| f.write).collect::<Vec<_>>();
+    assert_eq!(of("GICD_IIDR"), [Write::Altered]);
+    assert_eq!([of("GICR_CTLR"), of("GICR_TYPER")], [[Write::Unasked; 2], [Write::Unasked; 2]]);
 }

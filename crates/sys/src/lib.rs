@@ -14,6 +14,9 @@
 //! a log of an arm64 host replays on an x86 laptop. State that is an ioctl structure is passed as bytes, in the
 //! kernel's layout, which is ABI.
 //!
+//! Beside it is what has no answer to record: guest memory ([`Ram`]) and faults in it ([`Uffd`]), network links, and what holds
+//! threads to their system calls.
+//!
 //! This crate holds all of the `unsafe` code on the host's side.
 
 mod backend;
@@ -66,7 +69,7 @@ pub use replaying::Replaying;
 pub use request::{Creates, FdKind, Flow, Request, Tail};
 pub use run::{Exit, RunPage, Runner};
 pub use system::System;
-pub use uffd::{Cause, Features, NoUffd, PageFault, Uffd, Watch, wait};
+pub use uffd::{Cause, Features, NoUffd, PageFault, Uffd, Watch};
 pub use vcpu::{Msrs, Vcpu};
 pub use vm::Vm;
 pub use watch::{Call, Watcher, watch_this_thread};

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::c_void;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +26,8 @@ pub struct Live {
     /// Memory that VMs were given, by VM and slot. A VM lives as long as any of its vCPUs and devices, which nobody
     /// counts here: so memory stays until its slot is given other memory, or this value goes.
     memory: Mutex<Vec<Given>>,
+    /// What is another VMM's, and may live and run after this value is gone.
+    lent: RwLock<Vec<Handle>>,
 }
 
 /// Descriptors to use instead of opening a path: of the process, as whoever passed them meant.
@@ -37,17 +39,30 @@ impl Live {
         Self::default()
     }
 
-    /// Lends it a file descriptor of another VMM: a VM, a vCPU, a device. The descriptor is duplicated and the VMM's own stays
-    /// open whatever happens here; [`crate::Vm::of`] and its like make the typed values. The other VMM keeps its memory.
+    /// Lends it a file descriptor of another VMM: a VM, a vCPU, a device. `owner` is what owns it, such as `kvm-ioctls`' `VmFd`.
+    /// The descriptor is duplicated and the VMM's own stays open whatever happens here; [`crate::Vm::of`] and its like make
+    /// the typed values. The other VMM keeps its memory; what it gives its VM with [`crate::Vm::set_memory`] instead stays
+    /// mapped when this value goes, since the VM may go on.
     ///
     /// # Errors
-    /// The process has too many open files.
-    pub fn lend(&self, fd: impl AsFd) -> Result<Handle, Error> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|e| {
-            let why = Refusal::Errno(Errno(e.raw_os_error()));
-            Error { ioctl: "fcntl", argument: "F_DUPFD_CLOEXEC".to_owned(), why }
-        })?;
-        Ok(self.keep(fd))
+    /// `owner` names no open descriptor, or the process has too many open files.
+    pub fn lend(&self, owner: &impl AsRawFd) -> Result<Handle, Error> {
+        let failed = |why: Errno| Error {
+            ioctl: "fcntl",
+            argument: "F_DUPFD_CLOEXEC".to_owned(),
+            why: Refusal::Errno(why),
+        };
+        let number = owner.as_raw_fd();
+        if number < 0 {
+            return Err(failed(Errno::EBADF));
+        }
+        // SAFETY: it is not -1, and its owner is borrowed by the caller, which keeps it open until this returns. A number that is
+        // nobody's is refused by the kernel, which looks it up in this one call; the duplicate is the only thing kept of it.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|e| failed(Errno(e.raw_os_error())))?;
+        let handle = self.keep(fd);
+        self.lent.write().unwrap_or_else(PoisonError::into_inner).push(handle);
+        Ok(handle)
     }
 
     /// From now on this descriptor stands for the path, for every `Live` of the process: a device node that it may not open
@@ -193,6 +208,20 @@ impl Backend for Live {
     }
 }
 
+impl Drop for Live {
+    /// A VM of another VMM goes on without this: unmapped, the addresses in its slots would soon be somebody else's memory, which
+    /// the guest would write to.
+    fn drop(&mut self) {
+        let lent = self.lent.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for ((vm, _), ram) in memory.drain(..) {
+            if lent.contains(&vm) {
+                std::mem::forget(ram);
+            }
+        }
+    }
+}
+
 fn shape(request: &Request) -> Refusal {
     Refusal::Nonsense(format!("{} does not take an argument of this form", request.name))
 }
@@ -314,4 +343,35 @@ pub(crate) fn ioctl(fd: &OwnedFd, request: &Request, argument: *mut c_void) -> R
     // more. `Request`s are made in this crate only, so these bounds are those of the kernel's headers.
     let returned = unsafe { rustix::ioctl::ioctl(fd, Raw { number: request.number, argument }) };
     returned.map_err(|e| Refusal::Errno(Errno(e.raw_os_error())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{System, Vm};
+
+    #[test]
+    fn what_owns_no_descriptor_is_not_lent() {
+        for number in [-1, i32::MIN, i32::MAX] {
+            assert_eq!(Live::new().lend(&number).unwrap_err().errno(), Some(Errno::EBADF), "{number}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(not(kvm), ignore = "needs /dev/kvm")]
+    fn kvm_memory_of_a_lent_vm_stays_when_its_lender_goes() {
+        let owner = Live::new();
+        let vm = System::open(&owner).unwrap().create_vm(0).unwrap();
+        let (own, lent) = [(); 2].map(|()| Arc::new(Ram::new(1 << 16).unwrap())).into();
+        vm.set_memory(0, 0, &own).unwrap();
+        let live = Live::new();
+        let handle = live.lend(&*owner.fd(vm.handle()).unwrap()).unwrap();
+        Vm::of(&live, handle).set_memory(1, 1 << 20, &lent).unwrap();
+        let weak = [&own, &lent].map(Arc::downgrade);
+        drop((own, lent, live));
+        assert!(weak[1].upgrade().is_some(), "the VM is there and has it");
+        drop(vm);
+        drop(owner);
+        assert!(weak[0].upgrade().is_none(), "nobody else has this VM");
+    }
 }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::UserfaultfdFlags;
 
@@ -331,11 +332,25 @@ impl Uffd {
         ioctl(&self.fd, &WAKE, bytes.as_mut_ptr().cast()).map(drop)
     }
 
-    /// Who waits, as far as it was not told yet; nobody: nothing is added. Does not block.
+    /// Waits until somebody waits for a page, or `bell` becomes readable; says whether `bell` did. `faults` is then who waits, as far
+    /// as it was not told yet.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn read(&self, faults: &mut Vec<PageFault>) -> Result<(), Refusal> {
+    pub fn hear(&self, bell: &File, faults: &mut Vec<PageFault>) -> Result<bool, Refusal> {
+        faults.clear();
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
+        let rung = match poll(&mut fds, None) {
+            Ok(_) => !fds[1].revents().is_empty(),
+            Err(rustix::io::Errno::INTR) => false,
+            Err(e) => return Err(Errno(e.raw_os_error()).into()),
+        };
+        self.read(faults)?;
+        Ok(rung)
+    }
+
+    /// Who waits; nobody: nothing is added. Does not block.
+    fn read(&self, faults: &mut Vec<PageFault>) -> Result<(), Refusal> {
         let mut bytes = [0; 64 * MESSAGE];
         let length = match rustix::io::read(&self.fd, &mut bytes) {
             Ok(length) => length,
@@ -401,19 +416,5 @@ impl Uffd {
 fn put(bytes: &mut [u8], words: &[u64]) {
     for (word, place) in words.iter().zip(bytes.chunks_exact_mut(8)) {
         place.copy_from_slice(&word.to_ne_bytes());
-    }
-}
-
-/// Waits until somebody waits for a page of `uffd`, or `other` becomes readable; says whether `other` did.
-///
-/// # Errors
-/// As the kernel says.
-pub fn wait(uffd: &Uffd, other: &File) -> Result<bool, Refusal> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    let mut fds = [PollFd::new(&uffd.fd, PollFlags::IN), PollFd::new(other, PollFlags::IN)];
-    match poll(&mut fds, None) {
-        Ok(_) => Ok(!fds[1].revents().is_empty()),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(e) => Err(Errno(e.raw_os_error()).into()),
     }
 }

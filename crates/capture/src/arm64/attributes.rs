@@ -38,8 +38,9 @@ const VCPU: [(u32, u64, Value); 10] = [
 ];
 
 /// Of the GICv3: its addresses; GICD_CTLR, GICD_TYPER, GICD_IIDR, GICD_TYPER2; the number of interrupts; initialization
-/// and saving of pending tables; the maintenance interrupt.
-const GIC: [(u32, u64, Value); 11] = [
+/// and saving of pending tables; GICR_CTLR and GICR_TYPER of the one vCPU, which is also the last; the maintenance
+/// interrupt.
+const GIC: [(u32, u64, Value); 13] = [
     (0, 2, Silent),
     (0, 3, Silent),
     (0, 5, Silent),
@@ -50,6 +51,8 @@ const GIC: [(u32, u64, Value); 11] = [
     (3, 0, Word),
     (4, 0, Silent),
     (4, 3, Silent),
+    (5, 0x0, Word),
+    (5, 0x8, Word),
     (9, 0, Silent),
 ];
 

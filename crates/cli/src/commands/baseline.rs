@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use evenkeel_contract::baseline::{baseline, costs};
+use evenkeel_contract::baseline::{baseline, costs, most};
 use evenkeel_contract::{View, document};
 use evenkeel_report::model::{BaselineReport, CostInfo};
 
@@ -27,6 +27,10 @@ pub struct Baseline {
     /// What people will call the contract.
     #[arg(long)]
     name: Option<String>,
+    /// Promise the most that all of them can give of a facet that a guest has only by being promised: `x86.net.tap.offloads`.
+    /// May be given several times.
+    #[arg(long, value_name = "FACET")]
+    most: Vec<String>,
     /// Tell what each host cost, however many there are.
     #[arg(long)]
     costs: bool,
@@ -71,7 +75,14 @@ impl Baseline {
             views.push(view);
         }
         let name = self.name.clone().unwrap_or_else(|| super::name_of(&self.hosts));
-        let meet = baseline(&views, &name);
+        let mut meet = baseline(&views, &name);
+        for facet in &self.most {
+            most(&views, &mut meet.contract, facet).ok_or_else(|| {
+                let all = evenkeel_catalog::CHOICES.iter().filter(|c| !c.from.bits.is_empty());
+                let names: Vec<&str> = all.map(|c| c.name).collect();
+                Failure::bad(format!("`--most {facet}`: no facet that is asked for"), names.join(", "))
+            })?;
+        }
         let costs = if self.costs || views.len() <= COSTS_BY_DEFAULT {
             costs(&views, &meet.contract)
         } else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use evenkeel_monitor::control::client::ClientError;
 use evenkeel_monitor::control::protocol::{
-    Answer, Code, DiskHow, Event, Happened, Method, Reply, Saved, Snapshot, Status,
+    Answer, Code, DiskHow, Event, Happened, Method, Plug, Reply, Saved, Snapshot, Status, Vcpus,
 };
 use evenkeel_monitor::control::{Client, Command};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,6 +35,23 @@ impl Ask {
         client.set_limit(Some(limit)).map_err(|e| failed(&self.socket, &e))?;
         let answer = client.ask(command, &[], &mut |_| {}).map_err(|e| failed(&self.socket, &e))?;
         tell(answer, global)
+    }
+}
+
+/// Gives the guest of a machine that runs more vCPUs.
+#[derive(clap::Args)]
+pub struct PlugIn {
+    #[command(flatten)]
+    ask: Ask,
+    /// How many it is to have in all: at most what `evenkeel run --most-vcpus` was given.
+    #[arg(value_name = "VCPUS")]
+    vcpus: u32,
+}
+
+impl PlugIn {
+    /// Asks for it, and tells the answer.
+    pub fn run(self, global: Global) -> Result<u8, Failure> {
+        self.ask.run(Command::Plug(Plug { vcpus: self.vcpus }), global)
     }
 }
 
@@ -106,7 +123,7 @@ fn connect(socket: &Path) -> Result<Client, Failure> {
     Client::connect(socket).map_err(|e| failed(socket, &e))
 }
 
-fn failed(socket: &Path, error: &ClientError) -> Failure {
+pub fn failed(socket: &Path, error: &ClientError) -> Failure {
     let hint = match error {
         ClientError::Refused(refused) => refused.hint.clone(),
         ClientError::Io(e) => match e.kind() {
@@ -140,10 +157,14 @@ fn tell(answer: Answer, global: Global) -> Result<u8, Failure> {
         Answer::Status(status) => words(&status),
         Answer::Paused(took) => format!("paused in {:.3} ms\n", took.seconds * 1e3),
         Answer::Resumed(_) => "resumed\n".to_owned(),
+        Answer::Plugged(Vcpus { vcpus, most }) => {
+            format!("{vcpus} vCPUs of {most}: the guest takes those online that are new to it\n")
+        }
         Answer::Stopping(_) => "stopping\n".to_owned(),
         Answer::Subscribed(_) => String::new(),
         Answer::Metrics(metrics) => metrics.text,
         Answer::Saved(saved) => saved_words(&saved),
+        Answer::Left(_) => String::new(),
         Answer::Error(refused) => {
             return Err(Failure { exit: 3, ..Failure::bad(refused.message, refused.hint) });
         }
@@ -180,8 +201,9 @@ fn words(status: &Status) -> String {
     let work = status.work.as_ref().map_or_else(String::new, |work| {
         format!("at work:     {} ({} of {} bytes)\n", work.name, work.done, work.of)
     });
+    let most = status.most_vcpus.map_or_else(String::new, |most| format!(" of {most}"));
     format!(
-        "phase:       {}{end}\nsince:       {:.1} s\nvCPUs:       {}\nmemory:      {} MiB\n{work}confinement: {}\n\
+        "phase:       {}{end}\nsince:       {:.1} s\nvCPUs:       {}{most}\nmemory:      {} MiB\n{work}confinement: {}\n\
          process:     {}, evenkeel {}\n",
         status.phase.name(),
         status.uptime_seconds,

@@ -12,7 +12,7 @@ use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::confine::preflight::{Missing, Need, Passed};
 use evenkeel_monitor::confine::{Audited, Confinement, Mode, Thread};
 use evenkeel_monitor::control::metrics::Device;
-use evenkeel_monitor::control::protocol::{Phase, Saved};
+use evenkeel_monitor::control::protocol::{Leave, Phase, Saved, Vcpus};
 use evenkeel_monitor::control::{About, Operated, Targets, listen, serve};
 use evenkeel_monitor::{End, Error, Phase as Life};
 use evenkeel_sys::{Live, Uffd};
@@ -48,7 +48,12 @@ pub struct Operator {
     uffd: Option<Result<Uffd, String>>,
     /// An open `/dev/userfaultfd` that was passed.
     device: Option<OwnedFd>,
+    /// How often its guest moved, and once more.
+    pub epoch: u64,
 }
+
+/// Does a step of a guest that moves away.
+pub type Leaves<'s> = dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
 
 impl From<Missing> for Failure {
     fn from(missing: Missing) -> Failure {
@@ -123,13 +128,14 @@ impl Operating {
             let hint = "names are `kvm`, `control` and `userfaultfd`";
             return Err(Failure::bad(format!("--pass: nothing here takes {}", left.join(", ")), hint));
         }
-        Ok(Operator { mode, listener, uffd, device })
+        Ok(Operator { mode, listener, uffd, device, epoch: 1 })
     }
 }
 
 struct Machine<'r, R> {
     pc: &'r R,
     saver: &'r Saver<'r, R>,
+    leave: &'r Leaves<'r>,
 }
 
 impl<R: Runs> Operated for Machine<'_, R> {
@@ -151,11 +157,24 @@ impl<R: Runs> Operated for Machine<'_, R> {
     }
 
     fn resume(&self) -> Result<(), Error> {
+        // They may have been given away, for a guest that was to move.
+        self.pc.claim()?;
         self.pc.life().resume()
     }
 
     fn stop(&self) {
         self.pc.life().stop();
+    }
+
+    fn vcpus(&self) -> Option<Vcpus> {
+        self.pc.plug().map(|plug| Vcpus { vcpus: plug.plugged(), most: plug.most() })
+    }
+
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error> {
+        let none = || Error::Device("this machine has all the vCPUs that it can have".to_owned());
+        let plug = self.pc.plug().ok_or_else(none)?;
+        plug.plug(vcpus)?;
+        Ok(Vcpus { vcpus: plug.plugged(), most: plug.most() })
     }
 
     fn devices(&self) -> Vec<Device> {
@@ -164,6 +183,10 @@ impl<R: Runs> Operated for Machine<'_, R> {
 
     fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
         self.saver.save(to, progress)
+    }
+
+    fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        (self.leave)(step, to)
     }
 }
 
@@ -183,6 +206,7 @@ impl Operator {
         limit: Option<Duration>,
         keeping: Keeping<'_>,
         loading: Option<Loading>,
+        leave: &Leaves<'_>,
     ) -> Result<End, Failure> {
         let confinement = Confinement::begin(self.mode).map_err(|e| {
             let hint = "--confine off runs it unconfined";
@@ -194,13 +218,14 @@ impl Operator {
         pc.confine(confinement.clone());
         let board = pc.board();
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
-        let about = About { vcpus, memory_bytes, confinement: confinement.report().clone() };
+        let about =
+            About { vcpus, memory_bytes, epoch: self.epoch, confinement: confinement.report().clone() };
         // It is kept until the guest has ended: without it, what is missing is zero.
         let loading = loading.map(|loading| load(pc, loading, &confinement)).transpose()?;
         let filling = loading.as_ref().map(Lazy::watch);
         let uffd = self.uffd.unwrap_or_else(|| Err("there is no control socket".to_owned()));
         let saver = Saver::new(pc, keeping, uffd, filling, &confinement).map_err(|e| failed(&e))?;
-        let machine = Machine { pc, saver: &saver };
+        let machine = Machine { pc, saver: &saver, leave };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;
         let end = std::thread::scope(|scope| {

@@ -12,6 +12,7 @@ use evenkeel_sys::{Live, System};
 
 use super::guest::save::Luggage;
 use super::guest::{Console, Running, contract, drive, failed};
+use super::offloads;
 use crate::Global;
 use crate::failure::Failure;
 
@@ -33,6 +34,9 @@ pub struct Run {
     /// How many vCPUs.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
+    /// How many vCPUs there can be: those beyond --vcpus are there for the guest when `evenkeel plug` says so.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    most_vcpus: Option<u32>,
     /// What the guest is promised; what this host gives today, sealed, if not given.
     #[arg(long, value_name = "FILE")]
     contract: Option<PathBuf>,
@@ -49,6 +53,11 @@ pub struct Run {
 impl Run {
     /// Runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
+        let most = self.most_vcpus.unwrap_or(self.vcpus);
+        if most < self.vcpus {
+            let what = format!("--most-vcpus {most} is less than --vcpus {}", self.vcpus);
+            return Err(Failure::bad(what, "it counts all of them"));
+        }
         let operator = self.running.operator()?;
         let kernel = File::open(&self.kernel).map_err(|e| Failure::file(&self.kernel, &e))?;
         let initramfs = match &self.initramfs {
@@ -61,13 +70,14 @@ impl Run {
         devices.extend(self.running.links.new_devices()?);
 
         let host = evenkeel_hosts::capture_here()?;
-        let promised = contract::choose(self.contract.as_deref(), &self.irqchip, self.vcpus, &host)?;
+        let mut promised = contract::choose(self.contract.as_deref(), &self.irqchip, most, &host)?;
+        offloads::settle(&mut promised, self.contract.is_none(), &host, &devices)?;
         let irqchip = Irqchip::by_name(&promised.shape).filter(|irqchip| *irqchip != Irqchip::None);
         let irqchip = irqchip.ok_or_else(|| {
             let what = format!("the contract is for shape `{}`", promised.shape);
             Failure::bad(what, "Linux needs one for shape `kernel` or `split`: `evenkeel baseline --shape`")
         })?;
-        let plan = contract::plan(&promised, &host, contract::setup(self.vcpus), &self.waive)?;
+        let plan = contract::plan(&promised, &host, contract::setup(most), &self.waive)?;
         contract::preflight(&plan)?;
 
         let live = Live::new();
@@ -80,7 +90,7 @@ impl Run {
         // What stops a stage is in the report, which is asked below.
         let _ = applying.vm(machine.vm());
         let mut vcpus = Vec::new();
-        for index in 0..self.vcpus {
+        for index in 0..most {
             let vcpu = machine.vcpu(u64::from(index)).map_err(|e| failed(&e))?;
             let _ = applying.vcpu(&vcpu, index);
             vcpus.push(vcpu);
@@ -93,7 +103,8 @@ impl Run {
         );
 
         let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
-        let pc = Pc::new(&machine, &vcpus, devices, console, &mut boot).map_err(|e| failed(&e))?;
+        let pc = Pc::pluggable(&machine, &vcpus, self.vcpus, devices, console, &mut boot);
+        let pc = pc.map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
         drive(&pc, &noting, &luggage, &self.running, &heard, operator, None)
     }

@@ -13,6 +13,7 @@ use evenkeel_sys::{Device as KvmDevice, Live, System, Vcpu};
 
 use super::guest::save::Luggage;
 use super::guest::{Console, Running, contract, drive, failed};
+use super::offloads;
 use crate::Global;
 use crate::failure::Failure;
 
@@ -60,7 +61,8 @@ impl Run {
 
         let host = evenkeel_hosts::capture_here()?;
         let usual = Shape::default().name();
-        let promised = contract::choose(self.contract.as_deref(), usual, self.vcpus, &host)?;
+        let mut promised = contract::choose(self.contract.as_deref(), usual, self.vcpus, &host)?;
+        offloads::settle(&mut promised, self.contract.is_none(), &host, &devices)?;
         let shape = Shape::by_name(&promised.shape).ok_or_else(|| {
             let what = format!("the contract is for shape `{}`", promised.shape);
             Failure::bad(

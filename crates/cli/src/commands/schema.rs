@@ -66,12 +66,15 @@ pub enum Document {
     ControlLine,
     /// What `confinement` prints.
     Confinement,
+    /// What `migrate` and `update` print.
+    Moved,
 }
 
 impl Document {
     /// The JSON Schema, made from the types that are printed.
     pub fn schema(self) -> Schema {
         match self {
+            Document::Moved => schemars::schema_for!(super::handing::migrate::Moved),
             Document::Snapshot => schemars::schema_for!(super::snapshot::Snapshotted),
             Document::Restored => schemars::schema_for!(super::restore::Restored),
             Document::LabCapsules => schemars::schema_for!(super::lab::capsules::CapsuleSquare),

@@ -137,9 +137,7 @@ impl Snapshot {
 
 /// An identity for what is saved.
 pub fn random() -> Result<Id, Failure> {
-    let mut id = [0; 16];
-    match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) {
-        Ok(16) => Ok(Id(id)),
-        _ => Err(Failure { exit: 3, ..Failure::bad("the kernel gives no random bytes", "") }),
-    }
+    let failed =
+        |e| Failure { exit: 3, ..Failure::bad(format!("the kernel gives no random bytes: {e}"), "") };
+    evenkeel_files::random_id().map(Id).map_err(failed)
 }

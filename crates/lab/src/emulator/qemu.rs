@@ -33,6 +33,8 @@ pub(crate) struct Machine<'a> {
     pub control: OwnedFd,
     /// The link to another host; without one the device is there all the same, and nobody is at its other end.
     pub link: Option<OwnedFd>,
+    /// A raw image that other hosts may have, too.
+    pub shared: Option<&'a Path>,
     /// A saved state to start from, as a file that the emulator inherits.
     pub incoming: Option<OwnedFd>,
 }
@@ -76,7 +78,8 @@ pub(crate) fn identity(lane: Lane, memory_mib: u32) -> Vec<String> {
 
 /// How to start the host.
 pub(crate) fn plan(machine: Machine<'_>) -> Plan {
-    let Machine { lane, memory_mib, image, initramfs, console, port, control, link, incoming } = machine;
+    let Machine { lane, memory_mib, image, initramfs, console, port, control, link, shared, incoming } =
+        machine;
     let (program, ..) = lane.machine();
     let package = match program {
         "qemu-system-x86_64" => "qemu-system-x86",
@@ -105,6 +108,13 @@ pub(crate) fn plan(machine: Machine<'_>) -> Plan {
         ("-initrd", initramfs.path()),
     ] {
         args.extend([option.to_owned(), value]);
+    }
+    if let Some(path) = shared {
+        // All emulators of one machine see it through the same page cache, and what a host has in its own is its own affair.
+        let path = path.display().to_string().replace(',', ",,");
+        let drive = format!("if=none,id=shared,format=raw,file.locking=off,file={path}");
+        let disk = "virtio-blk-pci,drive=shared,share-rw=on".to_owned();
+        args.extend(["-drive".to_owned(), drive, "-device".to_owned(), disk]);
     }
     if let Some(fd) = &incoming {
         args.extend(["-incoming".to_owned(), format!("fd:{}", number(fd))]);

@@ -12,15 +12,12 @@ use evenkeel_migrate::{
     JournalFile, Journaling, NotSent, Policy, Received, Settled, Stream, receive, send, settle,
 };
 
-use crate::guest::{Copy, Truth};
+use crate::common::guest::{Copy, Truth};
 
-const POLICY: Policy = Policy {
-    downtime: Duration::from_millis(20),
-    rounds: 2,
-    insist: true,
-    patience: Duration::from_millis(400),
-    decide: Duration::from_secs(8),
-};
+use crate::{End, POLICY as FAST};
+
+const POLICY: Policy =
+    Policy { patience: Duration::from_millis(400), decide: Duration::from_secs(8), rounds: 2, ..FAST };
 
 /// Where a process dies: at its n-th record, before or after it is durable.
 struct Dying {
@@ -175,29 +172,30 @@ fn scenario(
     [at_source, at_destination]
 }
 
-#[test]
-fn a_process_that_dies_at_a_record_leaves_one_copy_or_what_a_crash_leaves() {
-    // The source, before its commit is durable: the guest ends with it, as with any host that crashes, and nobody runs an old one.
-    assert_eq!(scenario(Some("1 before"), None, None), ["lost", "nothing"]);
-    // After it: the next process tells the destination.
-    assert_eq!(scenario(Some("1 after"), None, None), ["sent", "runs"]);
-    // Before and after it writes that it is gone: nothing is open any more.
-    assert_eq!(scenario(Some("2 before"), None, None), ["sent", "runs"]);
-    assert_eq!(scenario(Some("2 after"), None, None), ["sent", "runs"]);
-    // The destination, before it is durable that it runs: it never ran, and the guest goes on at the source.
-    assert_eq!(scenario(None, Some("1 before"), None), ["goes on", "nothing"]);
-    // After it: the guest ended with the process that had the right to run it.
-    assert_eq!(scenario(None, Some("1 after"), None), ["sent", "nothing"]);
+/// A side dies at its n-th record, before or after that is durable.
+pub fn at_record(source: bool, record: u32, after: bool) -> End {
+    let dies = format!("{record} {}", if after { "after" } else { "before" });
+    let ends = if source { scenario(Some(&dies), None, None) } else { scenario(None, Some(&dies), None) };
+    let (expected, end) = match (source, record, after) {
+        // The source, before its commit is durable: the guest ends with it, as with any host that crashes, and nobody runs an old one.
+        (true, 1, false) => (["lost", "nothing"], End::Killed),
+        // After it: the next process tells the destination. Before and after it writes that it is gone: nothing is open any more.
+        (true, ..) => (["sent", "runs"], End::Moved),
+        // The destination, before it is durable that it runs: it never ran, and the guest goes on at the source.
+        (false, _, false) => (["goes on", "nothing"], End::Stayed),
+        // After it: the guest ended with the process that had the right to run it.
+        (false, _, true) => (["sent", "nothing"], End::Killed),
+    };
+    assert_eq!(ends, expected, "{dies}");
+    end
 }
 
-#[test]
-fn a_source_that_is_killed_at_any_moment_doubles_nothing() {
-    let mut ends = std::collections::BTreeMap::<[String; 2], u32>::new();
-    for n in 0..16 {
-        let end = scenario(None, None, Some(Duration::from_millis(n * 10)));
-        let fine = [["lost", "nothing"], ["sent", "runs"]].iter().any(|known| end == *known);
-        assert!(fine, "{end:?}");
-        *ends.entry(end).or_default() += 1;
+/// The source is killed so long after it began.
+pub fn after(time: Duration) -> End {
+    let ends = scenario(None, None, Some(time));
+    match [ends[0].as_str(), ends[1].as_str()] {
+        ["lost", "nothing"] => End::Killed,
+        ["sent", "runs"] => End::Moved,
+        other => panic!("{other:?}"),
     }
-    println!("killed 16 times: {ends:?}");
 }

@@ -156,6 +156,7 @@ const UFFD: &str = "only with a userfaultfd that takes faults of the kernel";
 const LAZY: &str = "only where a guest is restored before its memory is there";
 const LOGGED: &str = "only where copy before write cannot be";
 const DISKS: &str = "only where the guest has a disk, and it is to be copied";
+const MOVES: &str = "only when a guest moves away";
 const STATE: &str = "what a vCPU or the VM is at";
 const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
 
@@ -210,6 +211,7 @@ pub const RULES: &[Rule] = &[
     any("sendto", CONTROL, "answers and events"),
     any("getsockopt", CONTROL, "who a client is"),
     with("fcntl", Only::Is(1, 3), "F_GETFL", CONTROL, "whether a descriptor that was passed can be written"),
+    any("sendmsg", CONTROL, "the file of its memory, for who moves the guest").seldom(MOVES),
     any("fstat", CONTROL, "whether a descriptor that was passed is a file"),
     any("read", CONTROL, "the bell that says that work is done"),
     // Snapshots.
@@ -217,6 +219,14 @@ pub const RULES: &[Rule] = &[
     any("lseek", SNAPSHOT, "the file of a snapshot"),
     any("fdatasync", SNAPSHOT, "the file of a snapshot"),
     any("getrandom", SNAPSHOT, "the id of a snapshot"),
+    // A guest that moves away, or goes on.
+    any("flock", SNAPSHOT, "the disks, which another process may use, or which are used here")
+        .seldom("only with a disk"),
+    with("fcntl", Only::Is(1, 1030), "F_DUPFD_CLOEXEC", SNAPSHOT, "the file of its memory").seldom(MOVES),
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged").seldom(MOVES),
+    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(MOVES),
+    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
+    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
     ioctl(&r::KVM_CHECK_EXTENSION, SNAPSHOT, "what there is to be saved"),
     #[cfg(target_arch = "x86_64")]
     ioctl(&r::KVM_GET_MSR_INDEX_LIST, SNAPSHOT, STATE),

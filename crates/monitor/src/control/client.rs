@@ -1,13 +1,16 @@
 //! The other end: for the commands, and for whoever writes another one.
 
-use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use super::connection::PASSED;
 use super::protocol::{Answer, Command, Event, Line, Refused, Request};
@@ -32,10 +35,32 @@ pub enum ClientError {
     Gone,
 }
 
+/// Reads what comes, and keeps the last descriptor that came with it.
+#[derive(Debug)]
+struct Socket {
+    socket: UnixStream,
+    passed: Option<OwnedFd>,
+}
+
+impl io::Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(into)];
+        let got = recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.passed = fds.last().or(self.passed.take());
+            }
+        }
+        Ok(got.bytes)
+    }
+}
+
 /// A connection to a machine.
 #[derive(Debug)]
 pub struct Client {
-    socket: BufReader<UnixStream>,
+    socket: BufReader<Socket>,
     next: u64,
 }
 
@@ -45,7 +70,10 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or nobody who is not another user.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        Ok(Client { socket: BufReader::new(UnixStream::connect(path)?), next: 1 })
+        Ok(Client {
+            socket: BufReader::new(Socket { socket: UnixStream::connect(path)?, passed: None }),
+            next: 1,
+        })
     }
 
     /// How long to wait for a line.
@@ -53,7 +81,7 @@ impl Client {
     /// # Errors
     /// It is zero.
     pub fn set_limit(&self, limit: Option<Duration>) -> Result<(), ClientError> {
-        Ok(self.socket.get_ref().set_read_timeout(limit)?)
+        Ok(self.socket.get_ref().socket.set_read_timeout(limit)?)
     }
 
     /// Asks, and waits for the answer. What happens meanwhile is given to `happened`, for who subscribed.
@@ -82,10 +110,10 @@ impl Client {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             ancillary.push(SendAncillaryMessage::ScmRights(passed));
             let parts = [IoSlice::new(&line)];
-            sent = sendmsg(self.socket.get_ref(), &parts, &mut ancillary, SendFlags::NOSIGNAL)
+            sent = sendmsg(&self.socket.get_ref().socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
                 .map_err(io::Error::from)?;
         }
-        let written = self.socket.get_mut().write_all(&line[sent..]);
+        let written = self.socket.get_mut().socket.write_all(&line[sent..]);
         loop {
             // A machine that has no room says so before it closes: that is worth more than that nobody listened.
             let heard = match (self.line(), &written) {
@@ -103,6 +131,11 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// The last descriptor that came with a line, and was not taken yet.
+    pub fn passed(&mut self) -> Option<OwnedFd> {
+        self.socket.get_mut().passed.take()
     }
 
     /// The next line.

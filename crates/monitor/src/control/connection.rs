@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
 use super::protocol::{Code, Event, Happened, LONGEST, Line, Lost, Refused};
@@ -31,6 +32,8 @@ pub struct Connection {
     input: Vec<u8>,
     output: VecDeque<u8>,
     passed: Vec<OwnedFd>,
+    /// Descriptors that go with a byte of the output, each with how many bytes of it come before.
+    attached: VecDeque<(usize, OwnedFd)>,
     /// It is told what happens.
     pub subscribed: bool,
     /// Jobs of it that are not done.
@@ -55,6 +58,7 @@ impl Connection {
             input: Vec::new(),
             output: VecDeque::new(),
             passed: Vec::new(),
+            attached: VecDeque::new(),
             subscribed: false,
             waits: 0,
             active: Instant::now(),
@@ -175,6 +179,15 @@ impl Connection {
         }
     }
 
+    /// Says a line that a descriptor goes with.
+    pub fn say_with(&mut self, line: &Line, fd: Option<OwnedFd>) {
+        let at = self.output.len();
+        self.say(line);
+        if let Some(fd) = fd {
+            self.attached.push_back((at, fd));
+        }
+    }
+
     /// Tells it what happened, if it wants to know and reads.
     pub fn tell(&mut self, event: &Event) {
         if !self.subscribed || self.closing {
@@ -209,9 +222,25 @@ impl Connection {
     pub fn send(&mut self) -> Result<(), Gone> {
         while !self.output.is_empty() {
             let (first, _) = self.output.as_slices();
-            match send(&self.socket, first, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = match self.attached.front() {
+                Some((0, fd)) => {
+                    let fds = [fd.as_fd()];
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+                    sendmsg(&self.socket, &[IoSlice::new(first)], &mut ancillary, flags)
+                }
+                Some((before, _)) => send(&self.socket, &first[..first.len().min(*before)], flags),
+                None => send(&self.socket, first, flags),
+            };
+            match sent {
                 Ok(sent) => {
                     self.output.drain(..sent);
+                    if self.attached.front().is_some_and(|(before, _)| *before == 0) {
+                        self.attached.pop_front();
+                    }
+                    self.attached.iter_mut().for_each(|(before, _)| *before -= sent.min(*before));
                     self.active = Instant::now();
                 }
                 Err(Errno::INTR) => {}

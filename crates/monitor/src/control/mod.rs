@@ -8,6 +8,7 @@ pub mod client;
 mod connection;
 mod listen;
 pub mod metrics;
+mod mover;
 pub mod protocol;
 mod server;
 mod worker;
@@ -31,7 +32,8 @@ pub use protocol::{Command, Line, Request};
 pub use server::Server;
 pub use worker::Worker;
 
-use protocol::{Answer, Disks, Phase, Saved, Work};
+use mover::Mover;
+use protocol::{Answer, Disks, Leave, Phase, Saved, Vcpus, Work};
 
 /// As many jobs wait for the worker.
 const WAITING: usize = 8;
@@ -56,6 +58,15 @@ pub trait Operated: Sync {
     /// Asks it to end. Comes back at once.
     fn stop(&self);
 
+    /// How many vCPUs it has, where the machine can have more. Comes back at once.
+    fn vcpus(&self) -> Option<Vcpus>;
+
+    /// From now on it has so many: how many that are, and can be. Comes back at once.
+    ///
+    /// # Errors
+    /// It cannot have so many, or not fewer.
+    fn plug(&self, vcpus: u32) -> Result<Vcpus, Error>;
+
     /// What its devices did. Comes back at once: what cannot be looked at now is told as it was the last time.
     fn devices(&self) -> Vec<metrics::Device>;
 
@@ -65,6 +76,13 @@ pub trait Operated: Sync {
     /// # Errors
     /// It cannot be saved, or a file takes no more.
     fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error>;
+
+    /// A step of a move: [`protocol::Leave`] but for who may ask for it. What is written goes into `to`, and a descriptor that is
+    /// returned goes to the mover; with it, how many bytes there are.
+    ///
+    /// # Errors
+    /// It was not done.
+    fn leave(&self, step: &protocol::Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error>;
 }
 
 /// Where a snapshot goes.
@@ -81,10 +99,12 @@ pub struct Targets {
 /// What does not change about a machine.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// How many vCPUs.
+    /// How many vCPUs KVM has.
     pub vcpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// How often its guest moved, and once more.
+    pub epoch: u64,
     /// What the process is confined to.
     pub confinement: Report,
 }
@@ -102,6 +122,7 @@ enum Task {
     Resume,
     Save(Targets),
     SaveUnder(String, Disks, Vec<File>),
+    Leave(Leave, Option<File>),
 }
 
 /// What came of a job.
@@ -109,12 +130,15 @@ struct Done {
     client: u64,
     id: Option<u64>,
     answer: Answer,
+    /// Goes with it.
+    fd: Option<OwnedFd>,
 }
 
 /// What both threads and whoever ends the machine know.
 struct Shared {
     bell: OwnedFd,
     work: Mutex<Option<Work>>,
+    mover: Mutex<Option<Mover>>,
     /// The machine is over: say so, and come back.
     over: Mutex<Option<Instant>>,
     began: Instant,
@@ -156,8 +180,13 @@ pub fn serve(
     let failed = |e: &dyn std::fmt::Display| Error::Control(format!("control socket: {e}"));
     listener.set_nonblocking(true).map_err(|e| failed(&e))?;
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e))?;
-    let shared =
-        Arc::new(Shared { bell, work: Mutex::new(None), over: Mutex::new(None), began: Instant::now() });
+    let shared = Arc::new(Shared {
+        bell,
+        work: Mutex::default(),
+        mover: Mutex::default(),
+        over: Mutex::default(),
+        began: Instant::now(),
+    });
     let (jobs, todo): (SyncSender<Job>, Receiver<Job>) = sync_channel(WAITING);
     let (finished, done): (Sender<Done>, Receiver<Done>) = channel();
     let server = Server::new(listener, about, metrics.clone(), shared.clone(), jobs, done);

@@ -34,12 +34,43 @@ pub enum Command {
     Resume,
     /// Save the machine into the file that was passed with this line (SCM_RIGHTS), or under a path.
     Snapshot(Snapshot),
+    /// From now on the guest has so many vCPUs: where the machine was made for more than it has.
+    Plug(Plug),
     /// End the machine.
     Stop,
     /// Counters, as Prometheus reads them.
     Metrics,
     /// From now on, tell this client what happens.
     Subscribe,
+    /// A step of a guest that moves away: what `evenkeel migrate` and `evenkeel update` say (docs/handover.md).
+    Leave(Leave),
+}
+
+/// The steps of a guest that moves away. Who asks for the first one is the mover: until it lets go, the machine refuses what
+/// others want of it, and if it goes away, the guest goes on here, unless the right to run was given away by then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leave {
+    /// What the machine is, without what it is at, goes into the file that was passed: a capsule without memory.
+    Offer,
+    /// The file of its memory comes with the answer (SCM_RIGHTS).
+    Memory,
+    /// From now on, what is written to memory is remembered.
+    Track,
+    /// What was written since the last time goes into the file that was passed: for each 64 pages a little-endian word, from the
+    /// beginning of memory on.
+    Written,
+    /// Every vCPU and device stands.
+    Pause,
+    /// What it is at goes into the file that was passed: a capsule without memory.
+    State,
+    /// The right to run is about to be given away under this token (in hexadecimal): the guest goes on here only if somebody
+    /// who knows the token says so.
+    Commit(String),
+    /// The guest goes on here; with the token, where the right to run was about to be given away.
+    Back(Option<String>),
+    /// The guest runs elsewhere: it ends here. With the token.
+    Gone(String),
 }
 
 /// Where a snapshot goes.
@@ -70,6 +101,14 @@ pub enum Disks {
     Copy,
     /// Whoever asks sees to them.
     Leave,
+}
+
+/// How many vCPUs a guest is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Plug {
+    /// In all; not fewer than it has.
+    pub vcpus: u32,
 }
 
 /// A line of the machine.
@@ -105,12 +144,16 @@ pub enum Answer {
     Resumed(Took),
     /// To `snapshot`: all of it is in the file.
     Saved(Saved),
+    /// To `plug`: the guest is told when it runs, and takes them online itself.
+    Plugged(Vcpus),
     /// To `stop`: the machine comes to its end.
     Stopping(Nothing),
     /// To `metrics`.
     Metrics(Metrics),
     /// To `subscribe`.
     Subscribed(Nothing),
+    /// To `leave`: the step is done.
+    Left(Left),
     /// To anything that was not done.
     Error(Refused),
 }
@@ -119,6 +162,16 @@ pub enum Answer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
+
+/// How many vCPUs a machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Vcpus {
+    /// That its guest was told of, or is about to be.
+    pub vcpus: u32,
+    /// That it can have.
+    pub most: u32,
+}
 
 /// How long something took.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -183,6 +236,16 @@ pub enum DiskHow {
     Left,
 }
 
+/// A step of a move is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Left {
+    /// Bytes in the file that was passed, or of the one that comes.
+    pub bytes: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
 /// Prometheus text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -239,13 +302,30 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// How many vCPUs it has.
     pub vcpus: u32,
+    /// How many it can have, where that is more than it was started with: see `plug`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_vcpus: Option<u32>,
     /// Bytes of its memory.
     pub memory_bytes: u64,
+    /// How often it moved, and once more: who has an older epoch must not write to its storage.
+    pub epoch: u64,
+    /// It is about to move away, or did not hear whether it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
     /// Work in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
     /// What the process is confined to.
     pub confinement: Report,
+}
+
+/// A guest that is about to move away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Leaving {
+    /// The token under which the right to run was, or was about to be, given away. The guest stands, and goes on only with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// What something in progress is at.
@@ -307,6 +387,8 @@ pub enum Code {
     Confined,
     /// Not from where the machine is.
     Phase,
+    /// The guest is moving away, and this is not for whoever asked.
+    Leaving,
     /// It was tried, and did not succeed.
     Failed,
 }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connection::{Connection, is_ours};
+use super::mover::Mover;
 use super::protocol::{
-    Answer, Code, Command, Disks, Event, Happened, Line, Metrics as Text, Nothing, PROTOCOL, Phase, Phased,
-    Refused, Reply, Request, Status, Work,
+    Answer, Code, Command, Disks, Event, Happened, Leave, Line, Metrics as Text, Nothing, PROTOCOL, Phase,
+    Phased, Refused, Reply, Request, Status, Work,
 };
 use super::{About, Done, Job, Metrics, Operated, Shared, Targets, Task, lock};
 use crate::confine::Mode;
@@ -79,6 +80,7 @@ impl Server {
             self.hear(machine);
             self.report(machine);
             self.clients.retain_mut(|client| client.send().is_ok());
+            self.deserted();
         }
     }
 
@@ -164,6 +166,25 @@ impl Server {
         true
     }
 
+    /// Whether this client may ask for this while a guest moves.
+    fn may(&self, at: usize, command: &Command) -> Result<(), Refused> {
+        let mut mover = lock(&self.shared.mover);
+        Mover::hears(&mut mover, self.clients[at].number, command)
+    }
+
+    /// A mover that is gone without a word has left the guest here, unless the right to run was on its way by then.
+    fn deserted(&mut self) {
+        let mut mover = lock(&self.shared.mover);
+        let gone = |mover: &Mover| !self.clients.iter().any(|client| client.number == mover.client);
+        if mover.as_ref().is_some_and(|mover| mover.token.is_none() && gone(mover)) {
+            let job = Job { client: 0, id: None, task: Task::Leave(Leave::Back(None), None) };
+            // Where there is no room for it, it is tried again.
+            if self.jobs.try_send(job).is_ok() {
+                *mover = None;
+            }
+        }
+    }
+
     /// One line of each client.
     fn hear(&mut self, machine: &dyn Operated) {
         for at in 0..self.clients.len() {
@@ -185,6 +206,9 @@ impl Server {
 
     /// The answer, if there is one at once.
     fn answer(&mut self, at: usize, request: Request, machine: &dyn Operated) -> Option<Answer> {
+        if let Err(why) = self.may(at, &request.command) {
+            return Some(Answer::Error(why));
+        }
         let client = &mut self.clients[at];
         let task = match request.command {
             Command::Status => return Some(Answer::Status(self.status(machine))),
@@ -201,6 +225,22 @@ impl Server {
                 machine.stop();
                 return Some(Answer::Stopping(Nothing {}));
             }
+            Command::Plug(wanted) => {
+                return Some(match machine.plug(wanted.vcpus) {
+                    Ok(vcpus) => Answer::Plugged(vcpus),
+                    Err(why) => Answer::Error(
+                        Refused::new(Code::Failed, why.to_string())
+                            .hinting("`evenkeel run --most-vcpus` says how many there can be"),
+                    ),
+                });
+            }
+            Command::Leave(step) => match step {
+                Leave::Offer | Leave::Written | Leave::State => match client.targets() {
+                    Ok(files) => Task::Leave(step, files.into_iter().next()),
+                    Err(why) => return Some(Answer::Error(why)),
+                },
+                _ => Task::Leave(step, None),
+            },
             Command::Pause => Task::Pause,
             Command::Resume => Task::Resume,
             Command::Snapshot(to) => match to.path {
@@ -241,6 +281,7 @@ impl Server {
 
     fn status(&self, machine: &dyn Operated) -> Status {
         let (phase, end) = machine.phase();
+        let vcpus = machine.vcpus();
         Status {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -248,8 +289,11 @@ impl Server {
             phase,
             end,
             uptime_seconds: self.shared.began.elapsed().as_secs_f64(),
-            vcpus: self.about.vcpus,
+            vcpus: vcpus.map_or(self.about.vcpus, |vcpus| vcpus.vcpus),
+            most_vcpus: vcpus.map(|vcpus| vcpus.most),
             memory_bytes: self.about.memory_bytes,
+            epoch: self.about.epoch,
+            leaving: lock(&self.shared.mover).as_ref().map(Mover::told),
             work: lock(&self.shared.work).clone(),
             confinement: self.about.confinement.clone(),
         }
@@ -277,7 +321,7 @@ impl Server {
             // Who asked may be gone.
             if let Some(client) = self.clients.iter_mut().find(|client| client.number == done.client) {
                 client.waits -= 1;
-                client.say(&Line::Reply(Reply { id: done.id, reply: done.answer }));
+                client.say_with(&Line::Reply(Reply { id: done.id, reply: done.answer }), done.fd);
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::Seek as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Code, Disks, Phase, Refused, Saved, Took, Work};
+use super::protocol::{Answer, Code, Disks, Leave, Left, Phase, Refused, Saved, Took, Work};
 use super::{Done, Job, Metrics, Operated, Shared, Targets, Task, lock};
 use crate::Error;
 
@@ -55,10 +56,12 @@ impl Worker {
             Task::Pause => "pause",
             Task::Resume => "resume",
             Task::Save(_) | Task::SaveUnder(..) => "snapshot",
+            Task::Leave(..) => "move",
         };
         *lock(&self.shared.work) = Some(Work { name: name.to_owned(), done: 0, of: 0 });
         self.shared.ring();
         let begin = Instant::now();
+        let mut fd = None;
         let answer = match job.task {
             Task::Pause => self.pause(machine),
             Task::Resume => machine.resume().map(|()| {
@@ -69,6 +72,10 @@ impl Worker {
             }),
             Task::Save(mut to) => self.save(machine, &mut to),
             Task::SaveUnder(path, disks, copies) => self.save_under(machine, &path, disks, copies),
+            Task::Leave(step, mut to) => self.leave(machine, &step, to.as_mut()).map(|(bytes, passed)| {
+                fd = passed;
+                Answer::Left(Left { bytes, seconds: begin.elapsed().as_secs_f64() })
+            }),
         };
         *lock(&self.shared.work) = None;
         let answer = answer.unwrap_or_else(|error| {
@@ -80,7 +87,7 @@ impl Worker {
             })
         });
         // The server outlives what it asked for, or the machine is over.
-        let _ = self.finished.send(Done { client: job.client, id: job.id, answer });
+        let _ = self.finished.send(Done { client: job.client, id: job.id, answer, fd });
         self.shared.ring();
     }
 
@@ -91,6 +98,31 @@ impl Worker {
             self.metrics.paused(took);
         }
         Ok(Answer::Paused(Took { seconds: took.as_secs_f64() }))
+    }
+
+    fn leave(
+        &mut self,
+        machine: &dyn Operated,
+        step: &Leave,
+        to: Option<&mut File>,
+    ) -> Result<(u64, Option<OwnedFd>), Error> {
+        match step {
+            Leave::Pause => drop(self.pause(machine)?),
+            Leave::Back(_) => {
+                // Whatever it was at: what is remembered of its memory is not needed any more.
+                let done = machine.leave(step, None);
+                // It stands where it cannot have its disks back.
+                machine.resume()?;
+                if let Some(since) = self.stands.take() {
+                    self.metrics.stood_still(since.elapsed());
+                }
+                return done;
+            }
+            Leave::Gone(_) => machine.stop(),
+            Leave::Commit(_) => {}
+            step => return machine.leave(step, to),
+        }
+        Ok((0, None))
     }
 
     fn save(&self, machine: &dyn Operated, to: &mut Targets) -> Result<Answer, Error> {

@@ -3,5 +3,6 @@
 pub mod interrupts;
 pub mod ioapic;
 pub mod keyboard;
+pub mod plug;
 pub mod serial;
 pub mod virtio;

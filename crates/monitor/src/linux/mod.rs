@@ -2,12 +2,14 @@
 
 pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
+pub mod pvh;
+#[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
 /// What a guest is booted from.
 #[derive(Debug)]
 pub struct Boot {
-    /// The kernel: a bzImage or an ELF file on x86, an Image on arm64.
+    /// The kernel: a bzImage or an ELF file (by PVH where it has the note) on x86, an Image on arm64.
     pub kernel: std::fs::File,
     /// The initial file system, unpacked by the guest.
     pub initramfs: Option<Vec<u8>>,

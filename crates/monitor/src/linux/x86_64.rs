@@ -1,4 +1,5 @@
-//! The 64-bit boot protocol of x86 (Documentation/arch/x86/boot.rst).
+//! The boot protocols of x86: the 64-bit one (Documentation/arch/x86/boot.rst) of a bzImage, and of an ELF file without a note of
+//! another; [PVH](super::pvh) of an ELF file whose note has an entry for it.
 
 use std::io::Seek;
 
@@ -6,13 +7,14 @@ use crate::View;
 use evenkeel_sys::requests::{KVM_GET_REGS, KVM_SET_REGS};
 use evenkeel_sys::{Ram, Vcpu, layout::X86_REGS};
 use linux_loader::configurator::{BootConfigurator, BootParams, linux::LinuxBootConfigurator};
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Cmdline, Elf, KernelLoader, load_cmdline};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::Boot;
+use super::{Boot, pvh};
 use crate::Error;
-use crate::x86_64::Tables;
+use crate::x86_64::{self, Tables};
 
 /// Where things are below 1 MiB.
 const TABLES: Tables = Tables { gdt: 0x1000, idt: 0x2000, tss: 0x3000, pages: 0x1_0000 };
@@ -28,62 +30,141 @@ const HIGH: u64 = 0x10_0000;
 const ENTRY_64: u64 = 0x200;
 const E820_RAM: u32 = 1;
 
-/// Puts the kernel and what it is told into memory; returns its entry. `acpi` is where the root pointer of ACPI is.
-///
-/// # Errors
-/// The image is none, or something does not fit.
-pub fn load(memory: &View, ram: &Ram, boot: &mut Boot, acpi: u64) -> Result<u64, Error> {
-    let wrong = |what: &str, e: &dyn std::fmt::Display| Error::Image(format!("{what}: {e}"));
-    let start = Some(GuestAddress(HIGH));
-    let bz = BzImage::load(memory, None, &mut boot.kernel, start);
-    let (loaded, entry) = match bz {
-        Ok(loaded) => (loaded, loaded.kernel_load.0 + ENTRY_64),
+/// Where a kernel begins, and by which protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// 64-bit mode, 4 GiB mapped one to one, RSI at the boot parameters.
+    Long(u64),
+    /// 32-bit mode without paging, EBX at the start info.
+    Pvh(u32),
+}
+
+/// Where what a kernel is told of lies, whatever the protocol that tells it.
+pub(super) struct Told {
+    /// The initial file system: where it begins, and its length.
+    pub initramfs: Option<(u64, u64)>,
+    /// The ranges of memory that are the guest's: where each begins, and its length.
+    pub ranges: [(u64, u64); 2],
+    /// ACPI's root pointer.
+    pub acpi: u64,
+}
+
+fn wrong(what: &str, e: &dyn std::fmt::Display) -> Error {
+    Error::Image(format!("{what}: {e}"))
+}
+
+/// A kernel in memory.
+struct Loaded {
+    entry: Entry,
+    /// Behind the last byte that it takes.
+    end: u64,
+    /// A bzImage's own header.
+    header: setup_header,
+}
+
+/// Puts the kernel into memory. The file is whoever's: nothing in it is believed before it was compared with the memory.
+fn load_kernel(memory: &View, boot: &mut Boot) -> Result<Loaded, Error> {
+    let bz = BzImage::load(memory, None, &mut boot.kernel, Some(GuestAddress(HIGH)));
+    let loaded = match bz {
+        Ok(it) => {
+            let entry = it.kernel_load.0.saturating_add(ENTRY_64);
+            Loaded {
+                entry: Entry::Long(entry),
+                end: it.kernel_end,
+                header: it.setup_header.unwrap_or_default(),
+            }
+        }
         Err(bz) => {
             boot.kernel.rewind().map_err(|e| wrong("kernel", &e))?;
             // It says itself where it belongs.
             let elf = Elf::load(memory, None, &mut boot.kernel, None);
             let elf = elf.map_err(|e| Error::Image(format!("neither a bzImage ({bz}) nor ELF ({e})")))?;
-            (elf, elf.kernel_load.0)
+            let entry = match elf.pvh_boot_cap {
+                PvhBootCapability::PvhEntryPresent(at) => {
+                    let at = u32::try_from(at.0)
+                        .map_err(|_| Error::Image(format!("kernel: a PVH entry at {:#x}", at.0)))?;
+                    Entry::Pvh(at)
+                }
+                _ => Entry::Long(elf.kernel_load.0),
+            };
+            Loaded { entry, end: elf.kernel_end, header: setup_header::default() }
         }
     };
-    let mut params = boot_params { hdr: loaded.setup_header.unwrap_or_default(), ..boot_params::default() };
-    params.hdr.type_of_loader = 0xff;
-    params.hdr.boot_flag = 0xaa55;
-    params.hdr.header = 0x5372_6448;
-    params.acpi_rsdp_addr = acpi;
-    params.hdr.kernel_alignment = 0x0100_0000;
+    let entry = match loaded.entry {
+        Entry::Long(at) => at,
+        Entry::Pvh(at) => at.into(),
+    };
+    if loaded.end > memory.last_addr().0 + 1 {
+        return Err(Error::Image("the kernel does not fit into memory".to_owned()));
+    }
+    if entry >= loaded.end {
+        return Err(Error::Image(format!(
+            "kernel: its entry {entry:#x} is behind its end {:#x}",
+            loaded.end
+        )));
+    }
+    Ok(loaded)
+}
 
+/// Puts the kernel and what it is told into memory; returns where it begins. `acpi` is where the root pointer of ACPI is.
+///
+/// # Errors
+/// The image is none, or something does not fit.
+pub fn load(memory: &View, ram: &Ram, boot: &mut Boot, acpi: u64) -> Result<Entry, Error> {
+    let loaded = load_kernel(memory, boot)?;
     let mut line = Cmdline::new(COMMAND_LINE_MOST).map_err(|e| wrong("command line", &e))?;
     line.insert_str(&boot.command_line).map_err(|e| wrong("command line", &e))?;
     load_cmdline(memory, GuestAddress(COMMAND_LINE), &line).map_err(|e| wrong("command line", &e))?;
-    params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
-    params.hdr.cmdline_size = boot.command_line.len() as u32;
 
     let end = memory.last_addr().0 + 1;
+    let mut told = Told { initramfs: None, ranges: [(0, LOW_END), (HIGH, end.saturating_sub(HIGH))], acpi };
     if let Some(archive) = &boot.initramfs {
         let at = end.checked_sub(archive.len() as u64).map(|at| at & !0xfff);
-        let at = at.filter(|at| *at > loaded.kernel_end);
+        let at = at.filter(|at| *at >= loaded.end.max(HIGH));
         let at = at.ok_or_else(|| Error::Image("the initramfs does not fit into memory".to_owned()))?;
         memory.write_slice(archive, GuestAddress(at)).map_err(|e| wrong("initramfs", &e))?;
-        params.hdr.ramdisk_image = at as u32;
-        params.hdr.ramdisk_size = archive.len() as u32;
+        told.initramfs = Some((at, archive.len() as u64));
     }
-    let ranges = [(0, LOW_END), (HIGH, end - HIGH)];
-    for (place, (addr, size)) in params.e820_table.iter_mut().zip(ranges) {
+    match loaded.entry {
+        Entry::Long(_) => {
+            TABLES.write(ram, 0, 16, STACK)?;
+            put_parameters(memory, loaded.header, boot.command_line.len(), &told)?;
+        }
+        Entry::Pvh(_) => pvh::put_start_info(memory, COMMAND_LINE, &told)?,
+    }
+    Ok(loaded.entry)
+}
+
+/// The boot parameters of the 64-bit protocol.
+fn put_parameters(memory: &View, header: setup_header, line: usize, told: &Told) -> Result<(), Error> {
+    let mut params = boot_params { hdr: header, ..boot_params::default() };
+    params.hdr.type_of_loader = 0xff;
+    params.hdr.boot_flag = 0xaa55;
+    params.hdr.header = 0x5372_6448;
+    params.hdr.kernel_alignment = 0x0100_0000;
+    params.acpi_rsdp_addr = told.acpi;
+    params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
+    params.hdr.cmdline_size = line as u32;
+    if let Some((at, length)) = told.initramfs {
+        (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = (at as u32, length as u32);
+    }
+    for (place, (addr, size)) in params.e820_table.iter_mut().zip(told.ranges) {
         *place = boot_e820_entry { addr, size, r#type: E820_RAM };
     }
-    params.e820_entries = ranges.len() as u8;
+    params.e820_entries = told.ranges.len() as u8;
     LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, GuestAddress(ZERO_PAGE)), memory)
-        .map_err(|e| wrong("boot parameters", &e))?;
-    TABLES.write(ram, 0, 16, STACK)?;
-    Ok(entry)
+        .map_err(|e| wrong("boot parameters", &e))
 }
 
 /// Puts the first vCPU at the kernel's entry.
 ///
 /// # Errors
 /// As the kernel says.
-pub fn enter(vcpu: &Vcpu<'_>, entry: u64) -> Result<(), Error> {
+pub fn enter(vcpu: &Vcpu<'_>, entry: Entry) -> Result<(), Error> {
+    let entry = match entry {
+        Entry::Long(entry) => entry,
+        Entry::Pvh(entry) => return x86_64::enter_flat(vcpu, entry, pvh::START_INFO),
+    };
     TABLES.enter(vcpu, entry, STACK)?;
     let mut regs = vcpu.get(&KVM_GET_REGS, X86_REGS)?;
     // RSI: the boot parameters.

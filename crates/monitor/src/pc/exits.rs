@@ -5,12 +5,12 @@ use std::io::Write;
 use crate::View;
 use evenkeel_sys::{Exit, Runner};
 
-use super::{MMIO, Pc, Slot, lock};
+use super::{MMIO, PLUG_IRQ, Pc, Slot, lock};
 use crate::Error;
 use crate::devices::interrupts::Interrupts;
-use crate::devices::keyboard;
 use crate::devices::serial::PORTS;
 use crate::devices::virtio::{LENGTH, Transport};
+use crate::devices::{keyboard, plug};
 use crate::life::End;
 
 /// The most bytes that one read of a port gives.
@@ -37,6 +37,17 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
             Exit::PortRead { port: port @ (keyboard::DATA | keyboard::COMMAND), .. } => {
                 let byte = lock(&self.devices).keyboard.read(port);
                 runner.answer(&[byte]);
+            }
+            Exit::PortWrite { port, data, .. } if plug::PORTS.contains(&port) => {
+                let Some(plug) = &self.plug else { return Ok(None) };
+                for (port, byte) in (port..plug::PORTS.end).zip(data) {
+                    plug.write(port, byte, |high| self.interrupts.set(PLUG_IRQ, high));
+                }
+            }
+            Exit::PortRead { port, size, count: 1 } if plug::PORTS.contains(&port) => {
+                let Some(plug) = &self.plug else { return Ok(None) };
+                let ports = (port..plug::PORTS.end).take(size.into());
+                runner.answer(&ports.map(|port| plug.read(port)).collect::<Vec<u8>>());
             }
             Exit::IoapicEoi(vector) => self.interrupts.eoi(vector),
             Exit::MemoryWrite { address, data } if self.interrupts.write(address, &data) => {}

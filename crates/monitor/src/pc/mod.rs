@@ -20,6 +20,7 @@ use crate::board::{Board, Records, Runs};
 use crate::chassis::Chassis;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::Keyboard;
+use crate::devices::plug::Plug;
 use crate::devices::serial::Port;
 use crate::devices::virtio::{Device, LENGTH, Transport};
 use crate::linux::{Boot, x86_64 as linux};
@@ -31,6 +32,10 @@ const MMIO: u32 = 0xd000_0000;
 const FIRST_IRQ: u32 = 5;
 /// The most devices: the pins behind the first.
 pub const MOST_DEVICES: usize = 16;
+/// The pin of what tells of plugged vCPUs: behind the devices'.
+const PLUG_IRQ: u32 = FIRST_IRQ + MOST_DEVICES as u32;
+/// What tells of plugged vCPUs, among the sources of the devices.
+const PLUG_SOURCE: usize = MOST_DEVICES;
 /// Where the ACPI tables are: the BIOS' read-only area.
 const TABLES: u64 = 0xe_0000;
 
@@ -56,6 +61,8 @@ pub struct Pc<'m, 'b, W: Write> {
     interrupts: Arc<Interrupts<'m, 'b>>,
     memory: View,
     devices: Mutex<Devices<'m, 'b, W>>,
+    /// Where some vCPUs are not there from the beginning.
+    plug: Option<Plug>,
     chassis: Chassis,
 }
 
@@ -76,11 +83,28 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         output: W,
         boot: &mut Boot,
     ) -> Result<Self, Error> {
-        let pc = Pc::with(machine, vcpus, devices, output)?;
+        Pc::pluggable(machine, vcpus, vcpus.len() as u32, devices, output, boot)
+    }
+
+    /// As [`Pc::new`], but only the first so many of the vCPUs are there from the beginning: the others are plugged ([`Runs::plug`]).
+    ///
+    /// # Errors
+    /// As there, or there are not so many.
+    pub fn pluggable(
+        machine: &'m Machine<'m, 'b>,
+        vcpus: &'m [Vcpu<'b>],
+        first: u32,
+        devices: Vec<Box<dyn Device>>,
+        output: W,
+        boot: &mut Boot,
+    ) -> Result<Self, Error> {
+        let most = vcpus.len() as u32;
+        let plug = (first != most).then(|| Plug::new(first, most)).transpose()?;
+        let pc = Pc::with(machine, vcpus, plug, devices, output)?;
         let entry = linux::load(&pc.memory, machine.ram(), boot, TABLES)?;
         let places: Vec<Place> = lock(&pc.devices).virtio.iter().map(|slot| slot.place).collect();
-        let ids: Vec<u8> = (0..vcpus.len()).map(|id| id as u8).collect();
-        let tables = acpi::tables(TABLES, &ids, &places, LENGTH as u32);
+        let vcpus_told = acpi::Vcpus { first: first as u8, most: most as u8, irq: PLUG_IRQ };
+        let tables = acpi::tables(TABLES, vcpus_told, &places, LENGTH as u32);
         pc.memory
             .write_slice(&tables, GuestAddress(TABLES))
             .map_err(|e| Error::Image(format!("ACPI tables: {e}")))?;
@@ -103,7 +127,10 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         devices: Vec<Box<dyn Device>>,
         output: W,
     ) -> Result<Self, Error> {
-        let pc = Pc::with(machine, vcpus, devices, output)?;
+        let most = vcpus.len() as u32;
+        let plug = board.devices.iter().any(|device| device.kind == save::PLUG);
+        let plug = plug.then(|| Plug::new(most, most)).transpose()?;
+        let pc = Pc::with(machine, vcpus, plug, devices, output)?;
         let own = pc.board();
         if own != *board {
             return Err(Error::Device(format!(
@@ -118,6 +145,7 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
     fn with(
         machine: &'m Machine<'m, 'b>,
         vcpus: &'m [Vcpu<'b>],
+        plug: Option<Plug>,
         devices: Vec<Box<dyn Device>>,
         output: W,
     ) -> Result<Self, Error> {
@@ -133,6 +161,6 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
         let serial = Port::new(interrupts.clone(), output);
         let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });
-        Ok(Pc { machine, vcpus, interrupts, memory, devices, chassis: Chassis::new()? })
+        Ok(Pc { machine, vcpus, interrupts, memory, devices, plug, chassis: Chassis::new()? })
     }
 }

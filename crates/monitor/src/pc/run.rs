@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use evenkeel_sys::{Exit, Runner, System, Vcpu};
 
-use super::{Pc, lock};
+use super::{PLUG_IRQ, PLUG_SOURCE, Pc, lock};
 use crate::Error;
 use crate::chassis::Chassis;
 use crate::devices::virtio;
@@ -30,11 +30,18 @@ impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
     }
 
     fn sources(&self) -> Result<Vec<(usize, OwnedFd)>, Error> {
-        virtio::sources(lock(&self.devices).virtio.iter().map(|slot| &slot.transport))
+        let mut all = virtio::sources(lock(&self.devices).virtio.iter().map(|slot| &slot.transport))?;
+        if let Some(plug) = &self.plug {
+            let bell = plug.bell().try_clone_to_owned();
+            all.push((PLUG_SOURCE, bell.map_err(|e| Error::Device(format!("plugged vCPUs: {e}")))?));
+        }
+        Ok(all)
     }
 
     fn incoming(&self, device: usize) {
-        if let Some(slot) = lock(&self.devices).virtio.get_mut(device) {
+        if let (PLUG_SOURCE, Some(plug)) = (device, &self.plug) {
+            plug.hear(|high| self.interrupts.set(PLUG_IRQ, high));
+        } else if let Some(slot) = lock(&self.devices).virtio.get_mut(device) {
             slot.transport.incoming(&self.memory);
             slot.wire(&self.interrupts);
         }

@@ -4,17 +4,18 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, x86};
 use evenkeel_sys::{Ram, Vm};
 
-use super::{Pc, Slot, lock};
+use super::{PLUG_IRQ, Pc, Slot, lock};
 use crate::Error;
 use crate::board::{Board, Disk, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::devices::serial::PORTS;
-use crate::devices::{ioapic, keyboard};
+use crate::devices::{ioapic, keyboard, plug};
 use crate::life::{End, Life, Phase};
 use crate::threads::{self, cpus, standing};
 
@@ -22,6 +23,8 @@ use crate::threads::{self, cpus, standing};
 const SERIAL: &str = "serial";
 const KEYBOARD: &str = "keyboard";
 const IOAPIC: &str = "ioapic";
+/// Name and kind of what plugs vCPUs, where some can be.
+pub(super) const PLUG: &str = "vcpu-plug";
 /// How the names of virtio devices begin.
 const VIRTIO: &str = "virtio";
 const SERIAL_IRQ: u32 = 4;
@@ -41,6 +44,9 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         ];
         if self.interrupts.records().is_some() {
             devices.push(placed(IOAPIC, "ioapic", ioapic::BASE, 0));
+        }
+        if self.plug.is_some() {
+            devices.push(placed(PLUG, PLUG, plug::PORTS.start.into(), PLUG_IRQ));
         }
         for (index, slot) in lock(&self.devices).virtio.iter().enumerate() {
             let kind = virtio_kind(slot.transport.device().kind());
@@ -62,7 +68,23 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         let mut standing = standing(&self.chassis.life, self.vcpus.len());
         let cpus = cpus(self.vcpus, &mut standing);
         let saved = x86::save(&mut Parts::new(self.machine.system(), self.machine.vm(), cpus), manifest)?;
-        Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+        Ok(SavedMachine { saved, sections: self.sections() })
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        self.board().sections(&self.records())
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+    }
+
+    fn claim(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn disks(&self) -> Result<Vec<Disk>, Error> {
@@ -82,12 +104,12 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         self.machine.ram()
     }
 
-    fn vm(&self) -> &Vm<'_> {
-        self.machine.vm()
-    }
-
     fn confine(&self, confinement: Confinement) {
         self.chassis.confine(confinement);
+    }
+
+    fn plug(&self) -> Option<&plug::Plug> {
+        self.plug.as_ref()
     }
 
     fn metrics(&self) -> &Arc<Metrics> {
@@ -116,6 +138,9 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         if let Some((config, state)) = self.interrupts.records() {
             records.insert(IOAPIC.to_owned(), record("ioapic", config, state));
         }
+        if let Some(plug) = &self.plug {
+            records.insert(PLUG.to_owned(), record(PLUG, plug.config_record(), plug.state()));
+        }
         for (index, Slot { transport, .. }) in devices.virtio.iter().enumerate() {
             let device = transport.device();
             let one = record(&virtio_kind(device.kind()), device.config_record(), transport.record());
@@ -138,6 +163,10 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         let state = |name: &str| records.get(name).map_or(&[][..], |record| &record.state.0);
         if own.contains_key(IOAPIC) {
             self.interrupts.set_state(state(IOAPIC))?;
+        }
+        if let Some(plug) = &self.plug {
+            plug.set_state(state(PLUG))?;
+            plug.hear(|high| self.interrupts.set(PLUG_IRQ, high));
         }
         devices.serial.set_state(state(SERIAL))?;
         devices.keyboard.set_state(state(KEYBOARD))?;

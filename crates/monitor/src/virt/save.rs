@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evenkeel_capsule::Section;
 use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, arm64};
 use evenkeel_sys::{Ram, Vm};
@@ -56,7 +57,23 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
             ..Parts::new(machine.system(), machine.vm(), cpus)
         };
         let saved = arm64::save(&mut parts, manifest)?;
-        Ok(SavedMachine { saved, sections: self.board().sections(&self.records()) })
+        Ok(SavedMachine { saved, sections: self.sections() })
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        self.board().sections(&self.records())
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+    }
+
+    fn claim(&self) -> Result<(), Error> {
+        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+    }
+
+    fn vm(&self) -> &Vm<'_> {
+        self.machine.vm()
     }
 
     fn disks(&self) -> Result<Vec<Disk>, Error> {
@@ -74,10 +91,6 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
 
     fn ram(&self) -> &Arc<Ram> {
         self.machine.ram()
-    }
-
-    fn vm(&self) -> &Vm<'_> {
-        self.machine.vm()
     }
 
     fn confine(&self, confinement: Confinement) {

@@ -4,6 +4,7 @@
 //!
 //! Nothing here asks a kernel: what the other host takes is what its capture says.
 
+mod attributes;
 mod destination;
 mod rules;
 
@@ -14,6 +15,7 @@ use evenkeel_surface::{Arch, Write};
 use crate::entries::{self, Entry};
 use crate::{Image, Item, Owner};
 
+pub use attributes::{Fate, fates};
 pub use destination::Destination;
 
 /// One thing that was rewritten.
@@ -76,6 +78,7 @@ pub fn translate(image: &Image, to: &Destination<'_>) -> Result<Translated, Vec<
             }
         }
         leave_out(to, &mut out.items[at], &mut log, &mut refused);
+        attributes::apply(to, &mut out, at, &mut log, &mut refused);
         whole(to, &out.items[at], &mut refused);
     }
     if refused.is_empty() { Ok(Translated { image: out, log }) } else { Err(refused) }

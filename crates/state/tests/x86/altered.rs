@@ -2,14 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use evenkeel_monitor::{Machine, Shape};
 use evenkeel_state::{Elapsed, Image, Noting, compare, x86};
-use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
-use evenkeel_sys::{Deadline, System};
-use evenkeel_witness::abi;
 
 use crate::scenes;
-use crate::stage::{Stage, load};
+use crate::stage::{Stage, at_the_point};
 use crate::trap::{Spoil, Trap};
 
 /// Bits that are turned over of each answer, all over it: `EVENKEEL_ALTERED`.
@@ -22,15 +18,10 @@ fn kvm_an_altered_bit_does_not_get_past_two_saves() {
     let scene = scenes::rich();
     let trap = Trap::default();
     let noting = Noting::new(&trap);
-    let system = System::open(&noting).unwrap();
-    let shape = Shape { irqchip: scene.irqchip, pit: true, memory: abi::MEMORY };
-    let machine = Machine::new(&system, shape).unwrap();
-    let vcpus = [machine.vcpu(0).unwrap()];
-    vcpus[0].set_cpuid(&system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap()).unwrap();
-    load(machine.ram(), &vcpus, scene.program, false);
-    let deadline = Deadline::new();
-    let mut stage = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
-    (scene.stop)(&mut stage);
+    at_the_point(&scene, &noting, |stage| alter(stage, &trap, &noting, bits));
+}
+
+fn alter(stage: &mut Stage<'_, '_, '_>, trap: &Trap, noting: &Noting<'_>, bits: usize) {
     let manifest = noting.manifest(0).unwrap();
 
     let begin = Instant::now();

@@ -4,16 +4,12 @@
 use std::collections::BTreeSet;
 
 use evenkeel_catalog::Arch;
-use evenkeel_monitor::{Machine, Shape};
 use evenkeel_state::order::{Order, Phase};
 use evenkeel_state::{Elapsed, Image, Noting, Parts, compare, x86};
-use evenkeel_sys::requests::KVM_GET_SUPPORTED_CPUID;
-use evenkeel_sys::{Deadline, System};
-use evenkeel_witness::abi;
 use std::time::Instant;
 
 use crate::scenes;
-use crate::stage::{Stage, copy, load};
+use crate::stage::{Stage, at_the_point, copy};
 use crate::trap::{Spoil, Trap};
 
 /// The images agree in what does not run.
@@ -28,15 +24,16 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
     let scene = scenes::rich();
     let trap = Trap::default();
     let noting = Noting::new(&trap);
-    let system = System::open(&noting).unwrap();
-    let shape = Shape { irqchip: scene.irqchip, pit: true, memory: abi::MEMORY };
-    let machine = Machine::new(&system, shape).unwrap();
-    let vcpus = [machine.vcpu(0).unwrap()];
-    vcpus[0].set_cpuid(&system.cpuid(&KVM_GET_SUPPORTED_CPUID).unwrap()).unwrap();
-    load(machine.ram(), &vcpus, scene.program, false);
-    let deadline = Deadline::new();
-    let mut stage = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
-    (scene.stop)(&mut stage);
+    at_the_point(&scene, &noting, |stage| {
+        spoil(stage, &trap, &noting);
+        (scene.finish)(stage);
+        let seen = stage.observed(1);
+        assert!(seen.iter().any(|seen| seen.starts_with("vcpu.0 [01, 00")), "{seen:?}");
+    });
+}
+
+fn spoil(stage: &mut Stage<'_, '_, '_>, trap: &Trap, noting: &Noting<'_>) {
+    let system = stage.system;
     let manifest = noting.manifest(0).unwrap();
 
     let begin = Instant::now();
@@ -79,18 +76,18 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
     let set =
         |parts: &mut Parts<'_, '_>| x86::restore_with(parts, &truth, &x86::Options::default(), &host, order);
     let clean = {
-        let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
+        let made = x86::remake(system, &manifest, &copy(&memory)).unwrap();
         trap.arm(usize::MAX, Spoil::Fail);
-        let report = set(&mut made.parts(&system)).unwrap();
+        let report = set(&mut made.parts(system)).unwrap();
         assert!(report.complete(), "{report}");
         trap.disarm().1
     };
     let (mut refused, mut named, mut harmless) = (0, 0, BTreeSet::new());
     for spoil in [Spoil::Fail, Spoil::Lose, Spoil::Lie] {
         for n in 0..clean {
-            let made = x86::remake(&system, &manifest, &copy(&memory)).unwrap();
+            let made = x86::remake(system, &manifest, &copy(&memory)).unwrap();
             trap.arm(n, spoil);
-            let restored = set(&mut made.parts(&system));
+            let restored = set(&mut made.parts(system));
             let (hit, _) = trap.disarm();
             let Some(name) = hit else { continue };
             match restored {
@@ -109,7 +106,7 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
                     named += 1;
                 }
                 Ok(_) => {
-                    let again = x86::save(&mut made.parts(&system), &manifest).unwrap().image;
+                    let again = x86::save(&mut made.parts(system), &manifest).unwrap().image;
                     let different = agree(&truth, &again, begin);
                     assert!(
                         different.is_empty(),
@@ -122,11 +119,5 @@ fn kvm_no_call_that_fails_or_lies_goes_by() {
     }
     println!(
         "restoring: {clean} calls, {refused} refused, {named} named; not needed or made up for: {harmless:?}"
-    );
-    (scene.finish)(&mut stage);
-    assert!(
-        stage.observed(1).iter().any(|seen| seen.starts_with("vcpu.0 [01, 00")),
-        "{:?}",
-        stage.observed(1)
     );
 }

@@ -249,11 +249,13 @@ impl Default for Orders<'static> {
     }
 }
 
-/// Plays a scene: saved, set elsewhere, saved there, set elsewhere again, saved there.
-pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
-    let live = Live::new();
-    let noting = Noting::new(&live);
-    let system = System::open(&noting).unwrap();
+/// Sets a scene up in a VM, brings it to its point, and does this with it there.
+pub fn at_the_point<T>(
+    scene: &Scene<'_>,
+    noting: &Noting<'_>,
+    then: impl FnOnce(&mut Stage<'_, '_, '_>) -> T,
+) -> T {
+    let system = System::open(noting).unwrap();
     let pit = scene.irqchip == Irqchip::Kernel;
     let machine = Machine::new(&system, Shape { irqchip: scene.irqchip, pit, memory: abi::MEMORY }).unwrap();
     (scene.enable)(machine.vm());
@@ -266,10 +268,26 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     }
     load(machine.ram(), &vcpus, scene.program, scene.waiting);
     let deadline = Deadline::new();
-    let mut source = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
-    (scene.stop)(&mut source);
-    source.said.clear();
+    let mut stage = Stage::new(&system, machine.vm(), &vcpus, machine.ram().clone(), &deadline);
+    (scene.stop)(&mut stage);
+    stage.said.clear();
+    then(&mut stage)
+}
 
+/// Plays a scene: saved, set elsewhere, saved there, set elsewhere again, saved there.
+pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
+    let live = Live::new();
+    let noting = Noting::new(&live);
+    at_the_point(scene, &noting, |source| play_from(source, scene, &noting, orders))
+}
+
+fn play_from(
+    source: &mut Stage<'_, '_, '_>,
+    scene: &Scene<'_>,
+    noting: &Noting<'_>,
+    orders: &Orders<'_>,
+) -> Result<Outcome, String> {
+    let (system, deadline) = (source.system, source.deadline);
     let mut outcome = Outcome {
         reports: Vec::new(),
         images: Vec::new(),
@@ -280,27 +298,27 @@ pub fn play(scene: &Scene<'_>, orders: &Orders<'_>) -> Result<Outcome, String> {
     };
     let manifest = noting.manifest(0).unwrap();
     let begin = Instant::now();
-    let saved = save(&mut source, &manifest, orders)?;
+    let saved = save(source, &manifest, orders)?;
     outcome.there = (scene.point)(&saved.image);
     outcome.images.push(saved.image);
     let memory = copy(&noting.memory(0));
 
-    let second = x86::remake(&system, &manifest, &memory).unwrap();
+    let second = x86::remake(system, &manifest, &memory).unwrap();
     {
         let image = &outcome.images[0];
-        let mut stage = Stage::new(&system, &second.vm, &second.vcpus, memory[0].1.clone(), &deadline);
+        let mut stage = Stage::new(system, &second.vm, &second.vcpus, memory[0].1.clone(), deadline);
         outcome.reports.push(restore(&mut stage, image, orders)?);
         outcome.images.push(save(&mut stage, &manifest, orders)?.image);
     }
     let memory = copy(&memory);
     drop(second);
-    let third = x86::remake(&system, &manifest, &memory).unwrap();
-    let mut last = Stage::new(&system, &third.vm, &third.vcpus, memory[0].1.clone(), &deadline);
+    let third = x86::remake(system, &manifest, &memory).unwrap();
+    let mut last = Stage::new(system, &third.vm, &third.vcpus, memory[0].1.clone(), deadline);
     outcome.reports.push(restore(&mut last, &outcome.images[1], orders)?);
     outcome.images.push(save(&mut last, &manifest, orders)?.image);
 
     outcome.took = begin.elapsed();
-    (scene.finish)(&mut source);
+    (scene.finish)(source);
     outcome.stayed = source.observed(scene.cpus);
     (scene.finish)(&mut last);
     outcome.moved = last.observed(scene.cpus);

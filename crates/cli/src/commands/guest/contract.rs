@@ -23,6 +23,19 @@ pub fn setup(vcpus: u32) -> Setup {
     Setup { topology: Topology { vcpus, threads: 1 }, irqchip_made: true, ..Setup::default() }
 }
 
+/// Tries the contract on a VM that is thrown away, and reads it back.
+///
+/// # Errors
+/// This host does not keep it.
+pub fn try_out(contract: &Contract, host: &Surface, vcpus: u32, waive: &[String]) -> Result<(), Failure> {
+    let setup = Setup { topology: Topology { vcpus, threads: 1 }, ..Setup::default() };
+    let plan = plan(contract, host, setup, waive)?;
+    preflight(&plan)?;
+    let live = Live::new();
+    let tried = scratch(&plan, &live).map_err(|e| super::failed(&e))?;
+    keep(&plan, &tried.applying).map(drop)
+}
+
 /// The contract in a file, or this host's own for a machine of this shape.
 ///
 /// # Errors

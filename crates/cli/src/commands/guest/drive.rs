@@ -1,15 +1,18 @@
 //! A machine from its first instruction here to its end or its saving.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use evenkeel_memory::Loading;
 use evenkeel_monitor::board::Runs;
+use evenkeel_monitor::control::protocol::Leave;
 use evenkeel_monitor::{End, Life};
 use evenkeel_state::Noting;
 
 use super::super::operate::Operator;
+use super::leave::Leaver;
 use super::live::Keeping;
 use super::save::{Luggage, save};
 use super::{Running, failed};
@@ -75,7 +78,9 @@ pub fn drive(
     let limit = running.limit.map(Duration::from_secs);
     if running.snapshot.is_none() {
         let keeping = Keeping { noting, luggage, compress: running.compress };
-        return ended(operator.run(pc, limit, keeping, loading)?);
+        let leaver = Leaver::new(pc, noting, luggage);
+        let leave = |step: &Leave, to: Option<&mut File>| leaver.step(step, to);
+        return ended(operator.run(pc, limit, keeping, loading, &leave)?);
     }
     let (end, saved) = std::thread::scope(|scope| {
         let machine = scope.spawn(|| pc.run(limit));

@@ -7,7 +7,7 @@ use evenkeel_monitor::aarch64::Machine;
 use evenkeel_monitor::board::{Board, Records};
 use evenkeel_monitor::devices::virtio::Device;
 use evenkeel_monitor::virt::Virt;
-use evenkeel_state::{Image, Made, Refused, Report, arm64};
+use evenkeel_state::{Image, Made, Manifest, Refused, Report, arm64};
 use evenkeel_sys::{Ram, Slot, System, layout::word};
 
 use crate::commands::guest::Console;
@@ -16,17 +16,26 @@ use crate::failure::Failure;
 /// KVM_ARM_VCPU_POWER_OFF, which only the vCPUs behind the first are initialized with.
 const POWER_OFF: u32 = 1;
 
-/// Makes the VM again, sets its state and reads it back. The guest's time stood still.
-pub fn again<'b>(
-    system: &System<'b>,
-    image: &Image,
-    slot: Slot,
-    ram: &Arc<Ram>,
-) -> Result<(Made<'b>, Report), Refused> {
-    let mut made = arm64::remake(system, &image.manifest, &[(slot, ram.clone())])?;
-    let later = std::mem::take(&mut made.later);
-    let report = arm64::restore(&mut made.parts(system), image, &later, arm64::Time::Stopped)?;
-    Ok((made, report))
+/// A VM that was made again; its state is not set yet.
+pub struct Again<'b>(Made<'b>);
+
+impl<'b> Again<'b> {
+    /// Makes it as the manifest says.
+    pub fn make(
+        system: &System<'b>,
+        manifest: &Manifest,
+        slot: Slot,
+        ram: &Arc<Ram>,
+    ) -> Result<Again<'b>, Refused> {
+        arm64::remake(system, manifest, &[(slot, ram.clone())]).map(Again)
+    }
+
+    /// Sets its state and reads it back. The guest's time stood still.
+    pub fn set(mut self, system: &System<'b>, image: &Image) -> Result<(Made<'b>, Report), Refused> {
+        let later = std::mem::take(&mut self.0.later);
+        let report = arm64::restore(&mut self.0.parts(system), image, &later, arm64::Time::Stopped)?;
+        Ok((self.0, report))
+    }
 }
 
 /// The machine around it.

@@ -7,7 +7,7 @@ use evenkeel_monitor::devices::virtio::Device;
 use evenkeel_monitor::pc::Pc;
 use evenkeel_monitor::{Error, Irqchip, Machine, Shape};
 use evenkeel_state::x86::{self, Options};
-use evenkeel_state::{Image, Made, Refused, Report};
+use evenkeel_state::{Image, Made, Manifest, Refused, Report};
 use evenkeel_sys::{Ram, Slot, System, Vcpu};
 
 use crate::commands::guest::{Console, failed};
@@ -16,16 +16,25 @@ use crate::failure::Failure;
 /// A machine, and its vCPUs.
 pub type Whole<'s, 'b> = (Machine<'s, 'b>, Vec<Vcpu<'b>>);
 
-/// Makes the VM again, sets its state and reads it back.
-pub fn again<'b>(
-    system: &System<'b>,
-    image: &Image,
-    slot: Slot,
-    ram: &Arc<Ram>,
-) -> Result<(Made<'b>, Report), Refused> {
-    let made = x86::remake(system, &image.manifest, &[(slot, ram.clone())])?;
-    let report = x86::restore(&mut made.parts(system), image, &Options::default())?;
-    Ok((made, report))
+/// A VM that was made again; its state is not set yet.
+pub struct Again<'b>(Made<'b>);
+
+impl<'b> Again<'b> {
+    /// Makes it as the manifest says.
+    pub fn make(
+        system: &System<'b>,
+        manifest: &Manifest,
+        slot: Slot,
+        ram: &Arc<Ram>,
+    ) -> Result<Again<'b>, Refused> {
+        x86::remake(system, manifest, &[(slot, ram.clone())]).map(Again)
+    }
+
+    /// Sets its state and reads it back.
+    pub fn set(self, system: &System<'b>, image: &Image) -> Result<(Made<'b>, Report), Refused> {
+        let report = x86::restore(&mut self.0.parts(system), image, &Options::default())?;
+        Ok((self.0, report))
+    }
 }
 
 /// The machine around it.

@@ -80,7 +80,7 @@ impl<'p, R: Runs> Saver<'p, R> {
                 };
                 How::Guard(Guard::with(guest, uffd, ROOM, enter).map_err(|e| told(&e))?)
             }
-            Err(why) => match DirtyLog::new(pc.vm(), pc.slots()) {
+            Err(why) => match DirtyLog::new(pc.vm(), pc.slots()).and_then(DirtyLog::with_room) {
                 Ok(log) => How::Logged(log, why),
                 Err(also) => How::Still(format!("{why}; and live pre-copy: {also}")),
             },

@@ -3,6 +3,13 @@
 pub mod contract;
 mod disks;
 mod drive;
+#[cfg(target_arch = "aarch64")]
+#[path = "engine_arm64.rs"]
+pub mod engine;
+#[cfg(target_arch = "x86_64")]
+#[path = "engine_x86.rs"]
+pub mod engine;
+mod leave;
 pub mod links;
 pub mod live;
 pub mod revive;

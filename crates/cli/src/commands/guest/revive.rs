@@ -17,18 +17,12 @@ use evenkeel_surface::Surface;
 use evenkeel_sys::{Live, Ram, Slot, System};
 
 use super::contract::{carried, plan, preflight, setup};
+use super::engine::{self, Again};
 use super::save::Luggage;
 use super::{Console, Running, drive, failed};
 use crate::commands::operate::Operator;
 use crate::commands::restore::{One, not_kept};
 use crate::failure::Failure;
-
-#[cfg(target_arch = "aarch64")]
-#[path = "engine_arm64.rs"]
-mod engine;
-#[cfg(target_arch = "x86_64")]
-#[path = "engine_x86.rs"]
-mod engine;
 
 /// A saved machine, with its memory, that was claimed to be run here.
 pub struct Found<'p> {
@@ -89,7 +83,7 @@ pub fn lazily(
 }
 
 /// The devices that the board names, with the backends that were given again.
-fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
+pub fn devices(board: &Board, records: &Records, running: &Running) -> Result<Vec<Box<dyn Device>>, Failure> {
     let mut files = running.files()?.into_iter();
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     let mut cards = 0;
@@ -176,9 +170,9 @@ pub fn revive(
     let noting = Noting::new(&live);
     let system = System::open(&noting).map_err(|e| failed(&e))?;
     let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length: ram.len() as u64 };
+    let made = Again::make(&system, &image.manifest, slot, &ram).map_err(|e| failed(&e))?;
     // Setting state touches memory: the clocks that a guest shares with KVM are there.
-    let (made, report) =
-        touching(loading.as_ref(), || engine::again(&system, image, slot, &ram))?.map_err(|e| failed(&e))?;
+    let (made, report) = touching(loading.as_ref(), || made.set(&system, image))?.map_err(|e| failed(&e))?;
     one.took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
     one.parts = [report.kept, report.running, report.implied];
     one.not_kept = report.not_kept.iter().map(|part| not_kept(part, image)).collect();

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use evenkeel_capsule::{Draft, Exposed, Layout, Provenance, Region, Written};
 use evenkeel_contract::{Contract, document};
 use evenkeel_monitor::board::{MEMORY_BEGINS, Runs};
-use evenkeel_state::{Found, Guest, Noting};
+use evenkeel_state::{Found, Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::Ram;
 
 use super::failed;
+use crate::commands::moving::ARCH;
 use crate::commands::snapshot::random;
 use crate::failure::Failure;
 
@@ -41,6 +42,16 @@ impl Luggage {
         }
         Luggage { contract, exposure, kernel }
     }
+
+    fn onto(&self, guest: &mut Guest) {
+        guest.contract = Some(document::print(&self.contract).into_bytes());
+        guest.provenance = Some(Provenance {
+            tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
+            kernel: self.kernel.clone(),
+            saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+            exposure: self.exposure.clone(),
+        });
+    }
 }
 
 /// What is saved of a paused machine beside its memory.
@@ -60,14 +71,17 @@ pub fn pack(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Pa
     let took = begin.elapsed();
     let mut guest = Guest::new(random()?, saved.saved.image);
     guest.machine = saved.sections;
-    guest.contract = Some(document::print(&luggage.contract).into_bytes());
-    guest.provenance = Some(Provenance {
-        tool: concat!("evenkeel ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: luggage.kernel.clone(),
-        saved_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-        exposure: luggage.exposure.clone(),
-    });
+    luggage.onto(&mut guest);
     Ok(Packed { guest, took, gaps: saved.saved.gaps })
+}
+
+/// The same of a machine wherever it is, without what it is at: what another host has to know to say whether it can take it.
+pub fn outline(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Guest, Failure> {
+    let image = Image { arch: ARCH, manifest: noting.manifest(0).unwrap_or_default(), items: Vec::new() };
+    let mut guest = Guest::new(random()?, image);
+    guest.machine = pc.sections();
+    luggage.onto(&mut guest);
+    Ok(guest)
 }
 
 /// Writes a capsule with the memory of a machine that stands. `progress` hears bytes done and bytes in all.

@@ -9,7 +9,7 @@ use evenkeel_contract::{View, registers};
 use evenkeel_lab::{Arch as LabArch, Cache, Host, Options};
 use evenkeel_state::arm64::register_name;
 use evenkeel_state::file::{self, Guest};
-use evenkeel_state::translate::{Destination, translate};
+use evenkeel_state::translate::{Destination, fates, translate};
 use evenkeel_state::{Image, Owner, entries};
 use evenkeel_surface::{Arch, Write};
 use schemars::JsonSchema;
@@ -242,6 +242,14 @@ fn predict(image: &Image, on: &str, shape: &str) -> Result<Predicted, Failure> {
         // The offset is carried by the TSC itself where there is no attribute for it.
         if to.lacks_section(&item.name) && !stands_in && item.name != "tsc-offset" {
             said.not_taken.insert(format!("{}/{}", item.owner, item.name));
+        }
+    }
+    for fate in fates(image, &to) {
+        let name = format!("{}/{}/{}", fate.owner, fate.section, fate.name);
+        match fate.write {
+            Write::Kept => {}
+            Write::Unasked => drop(said.unknown.insert(name)),
+            Write::Refused | Write::Altered => drop(said.not_taken.insert(name)),
         }
     }
     if image.arch == Arch::Aarch64 {

@@ -1,5 +1,6 @@
 //! `evenkeel lab journey`: a Linux guest at work goes from one kernel to another and back.
 
+mod live;
 mod told;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::told::Told;
+use crate::commands::handing::migrate::Figures;
 use crate::failure::Failure;
 use crate::{Format, Global, output};
 
@@ -35,6 +37,12 @@ pub struct Journey {
     /// The irqchip's place, on x86; `kernel`, if not given.
     #[arg(long, value_parser = ["kernel", "split"])]
     irqchip: Option<String>,
+    /// It moves while it runs: both hosts are up at once, and share the disk.
+    #[arg(long)]
+    live: bool,
+    /// The guest's kernel is unpacked here and booted by PVH, where its image is a bzImage.
+    #[arg(long)]
+    pvh: bool,
     /// The contract of all of them; what all of the hosts keep by their bundled captures, if not given.
     #[arg(long, value_name = "FILE", conflicts_with = "irqchip")]
     contract: Option<PathBuf>,
@@ -73,6 +81,9 @@ pub struct One {
     pub legs: Vec<Leg>,
     /// What the guest said of itself.
     pub told: Told,
+    /// How it moved while it ran, with `--live`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<Figures>,
     /// What is wrong; empty when nothing is.
     pub wrong: Vec<String>,
 }
@@ -139,8 +150,13 @@ impl Journey {
             Journeys { schema: "evenkeel.lab-journey/1", contract: contract.0, journeys: Vec::new() };
         let vcpus = if self.vcpus.is_empty() { vec![1, 4] } else { self.vcpus.clone() };
         for guest in guests {
-            let init = SCRIPT.replace("PASSES", &PASSES.to_string());
-            let files = Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            let passes = if self.live { live::PASSES } else { PASSES };
+            let init = SCRIPT.replace("PASSES", &passes.to_string());
+            let mut files =
+                Guest::new(&options.cache, &guest.kernel, MODULES, &init).map_err(super::failed)?;
+            if self.pvh {
+                files.image = evenkeel_lab::vmlinux(&files.image).map_err(super::failed)?;
+            }
             for &vcpus in &vcpus {
                 // Where it starts it need not start twice.
                 let mut started: BTreeMap<String, Result<Traveller, String>> = BTreeMap::new();
@@ -152,6 +168,12 @@ impl Journey {
                         to.name,
                         from.name
                     );
+                    if self.live {
+                        let one = self.live((&files, &contract.1), (from, to), guest, vcpus, &options);
+                        self.keep(&one)?;
+                        told.journeys.push(one.0);
+                        continue;
+                    }
                     let first = started.entry(from.name.clone()).or_insert_with(|| {
                         let none = Traveller::new(vcpus);
                         self.leg(

@@ -68,6 +68,9 @@ enum What {
         one: String,
         /// The other host.
         other: String,
+        /// A file for the working folders of both programs.
+        #[arg(long, value_name = "FILE")]
+        send: Vec<PathBuf>,
         /// Seconds that it may take.
         #[arg(long)]
         timeout: Option<u64>,
@@ -153,11 +156,11 @@ impl Lab {
                 };
                 run::each(&choose(&hosts, &options.cache)?, &options, global, job, place)
             }
-            What::Link { one, other, timeout, command } => {
+            What::Link { one, other, send, timeout, command } => {
                 let mut options = with_words(cache)?;
                 options.timeout = timeout.map(Duration::from_secs);
                 let hosts = choose(&[one, other], &options.cache)?;
-                run::link(&hosts, &command, &options, global)
+                run::link(&hosts, &command, &run::read_all(&send)?, &options, global)
             }
             What::Shell { host: name, send } => {
                 let options = Options::new(cache).map_err(failed)?;

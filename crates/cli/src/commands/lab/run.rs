@@ -166,12 +166,22 @@ pub fn each(
 }
 
 /// Two programs on two hosts that are joined.
-pub fn link(hosts: &[Host], command: &[String], options: &Options, global: Global) -> Result<u8, Failure> {
+pub fn link(
+    hosts: &[Host],
+    command: &[String],
+    send: &[(String, Vec<u8>)],
+    options: &Options,
+    global: Global,
+) -> Result<u8, Failure> {
     let [one, other] = hosts else { return Err(Failure::bad("a link has two ends", "name two hosts")) };
     let mut parts = command.splitn(2, |word| word == "---");
     let first = parts.next().unwrap_or_default();
     let second = parts.next().unwrap_or(first);
-    let job = |command, host| program(command, host, options).map_err(failed);
+    let job = |command, host| {
+        let mut job = program(command, host, options).map_err(failed)?;
+        job.inputs.extend(send.iter().cloned());
+        Ok::<_, Failure>(job)
+    };
     let (first, second) = (job(first, one)?, job(second, other)?);
     let mut told = Telling { global, runs: Vec::new(), worst: 0 };
     let runs = evenkeel_lab::run_pair((one, &first), (other, &second), options);

@@ -1,18 +1,19 @@
-//! A disk: a raw file (virtio 1.2, section 5.2).
+//! A disk: a raw file (virtio 1.2, section 5.2). While a process uses it, it holds the file's lock (flock(2)): for itself, or with
+//! others where the guest cannot write. Locks of that kind belong to one host: between hosts, storage has to look at the epoch.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom};
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use crate::View;
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueT as _};
 use vm_memory::Bytes;
 
 use super::bell::Bell;
-use super::chain::{Chain, Popped, Side, pop};
+use super::chain::{Chain, Side};
+use super::turn::Turn;
 use super::{Counts, Device};
 use crate::Error;
 use crate::board::Disk;
@@ -76,7 +77,7 @@ impl Block {
     /// A disk with what is in this file, up to the last whole sector. `name` is what the guest can ask for.
     ///
     /// # Errors
-    /// The file's length cannot be told, or the name is too long.
+    /// The file's length cannot be told, another process uses it, or the name is too long.
     pub fn new(file: File, read_only: bool, name: &str) -> Result<Block, Error> {
         let bytes = length(&file)? / SECTOR * SECTOR;
         Block::with(file, Config { bytes, read_only, id: name.to_owned(), features: KNOWN })
@@ -85,7 +86,7 @@ impl Block {
     /// The disk that this describes, in this file.
     ///
     /// # Errors
-    /// The file is too short or too long for it, or the description makes no sense.
+    /// The file is too short or too long for it, another process uses it, or the description makes no sense.
     pub fn with(file: File, config: Config) -> Result<Block, Error> {
         let wrong = |what: String| Err(Error::Device(format!("disk {}: {what}", config.id)));
         let found = length(&file)? / SECTOR * SECTOR;
@@ -101,7 +102,9 @@ impl Block {
                 "features {strange:#x} are unknown here: restore it with a newer evenkeel"
             ));
         }
-        Ok(Block { file, config, bell: Bell::new()?, counts: Counts::default() })
+        let mut block = Block { file, config, bell: Bell::new()?, counts: Counts::default() };
+        block.claim()?;
+        Ok(block)
     }
 
     /// What it is.
@@ -111,47 +114,29 @@ impl Block {
 
     /// Requests, until the ring is empty or others have their turn.
     fn serve(&mut self, queue: &mut Queue, memory: &View) -> bool {
-        let (mut used, mut work) = (false, 0);
-        // A ring holds at most this many: a driver that adds while we work notifies again.
-        for _ in 0..queue.size() {
-            if work >= TURN {
-                self.bell.ring();
-                break;
-            }
-            let (head, written) = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => {
-                    let head = chain.head;
-                    let (written, cost) = self.request(chain, memory);
-                    work += cost;
-                    (head, written)
-                }
-                Some(Popped::Malformed(head)) => {
-                    work += EACH;
-                    (head, 0)
-                }
-                None => break,
-            };
-            used |= queue.add_used(memory, head, written).is_ok();
+        let mut turn = Turn::new(TURN, EACH);
+        if turn.serve(queue, memory, |chain| Some(self.request(chain, memory))) {
+            self.bell.ring();
         }
-        used
+        turn.used()
     }
 
-    /// One request; returns how many bytes were written into the guest's memory, and what it counts as.
+    /// One request; returns how many bytes were written into the guest's memory, and what it counts as beside EACH.
     fn request(&mut self, chain: Chain, memory: &View) -> (u32, usize) {
         let Chain { readable: mut from, writable: mut into, .. } = chain;
         let mut head = [0; 16];
         // The status byte is the last one.
         let Some(status) = into.split_last().filter(|_| from.read(&mut head, memory)) else {
-            return (0, EACH);
+            return (0, 0);
         };
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
-        let mut cost = EACH;
+        let mut cost = 0;
         let result = match word(0) {
             0 => self.read(sector, &mut into, memory),
             1 => self.write(sector, &mut from, memory),
             4 => {
-                cost += FLUSHED;
+                cost = FLUSHED;
                 if self.file.sync_data().is_ok() { OK } else { IO_ERROR }
             }
             8 => {
@@ -249,8 +234,29 @@ impl Device for Block {
         self.counts
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.source())
+    fn bell(&self) -> Option<&Bell> {
+        Some(&self.bell)
+    }
+
+    fn release(&mut self) -> Result<(), Error> {
+        let failed = |e: std::io::Error| Error::Device(format!("disk {}: {e}", self.config.id));
+        if !self.config.read_only {
+            self.file.sync_data().map_err(failed)?;
+        }
+        self.file.unlock().map_err(failed)
+    }
+
+    fn claim(&mut self) -> Result<(), Error> {
+        let locked = if self.config.read_only { self.file.try_lock_shared() } else { self.file.try_lock() };
+        locked.map_err(|e| {
+            Error::Device(match e {
+                TryLockError::WouldBlock => format!(
+                    "disk {}: another process uses its file: end that one first, or give this guest a copy",
+                    self.config.id
+                ),
+                TryLockError::Error(e) => format!("disk {}: its file cannot be locked: {e}", self.config.id),
+            })
+        })
     }
 
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
@@ -261,13 +267,5 @@ impl Device for Block {
         self.bell.silence();
         let ready = queues.first_mut().filter(|queue| queue.ready());
         ready.is_some_and(|queue| self.serve(queue, memory))
-    }
-
-    fn reset(&mut self) {
-        self.bell.silence();
-    }
-
-    fn resume(&mut self, _: &[Queue]) {
-        self.bell.ring();
     }
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::bell::{Bell, Wanted};
-use super::chain::{Chain, Popped, pop};
+use super::chain::Chain;
+use super::turn::{Next, Turn};
 use super::{Counts, Device};
 use crate::Error;
 
@@ -48,26 +49,25 @@ impl Console {
 
     /// Input to the guest. What is read goes into a buffer at once: nothing is in between that would have to be saved.
     fn receive(&mut self, queue: &mut Queue, memory: &View) -> bool {
-        let (mut used, mut work) = (false, 0);
+        let mut turn = Turn::new(TURN, EACH);
         self.hears = self.input.is_some();
-        while self.hears && work < TURN {
-            let mut chain = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => chain,
-                Some(Popped::Malformed(head)) => {
-                    work += EACH;
-                    used |= queue.add_used(memory, head, 0).is_ok();
-                    continue;
-                }
-                None => {
+        while self.hears {
+            let mut chain = match turn.next(queue, memory) {
+                Next::Chain(chain) => chain,
+                Next::Skipped => continue,
+                Next::Empty => {
                     self.hears = false;
-                    return used;
+                    break;
+                }
+                Next::Over => {
+                    self.bell.ring();
+                    break;
                 }
             };
             let mut bytes = [0; PIECE];
             let room = chain.writable.left().min(PIECE);
             if room == 0 {
-                work += EACH;
-                used |= queue.add_used(memory, chain.head, 0).is_ok();
+                turn.done(queue, memory, chain.head, 0, 0);
                 continue;
             }
             match self.input.as_ref().map(|input| read(input.as_fd(), &mut bytes[..room])) {
@@ -77,49 +77,30 @@ impl Console {
                     self.hears = false;
                     self.listen();
                     self.input = None;
-                    return used;
                 }
                 Some(None) => {
                     queue.go_to_previous_position();
-                    return used;
+                    break;
                 }
                 Some(Some(length)) => {
                     chain.writable.write(&bytes[..length], memory);
-                    work += EACH + length;
                     self.counts.requests += 1;
                     self.counts.bytes += length as u64;
-                    used |= queue.add_used(memory, chain.head, length as u32).is_ok();
+                    turn.done(queue, memory, chain.head, length as u32, length);
                 }
             }
         }
-        if self.hears {
-            self.bell.ring();
-        }
-        used
+        turn.used()
     }
 
     /// Output of the guest's. What the output does not take is lost, as on a line that nobody listens to.
     fn send(&mut self, queue: &mut Queue, memory: &View) -> bool {
-        let (mut used, mut work) = (false, 0);
-        for _ in 0..queue.size() {
-            if work >= TURN {
-                self.bell.ring();
-                break;
-            }
-            work += EACH;
-            let head = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => {
-                    let head = chain.head;
-                    work += self.say(chain, memory);
-                    head
-                }
-                Some(Popped::Malformed(head)) => head,
-                None => break,
-            };
-            used |= queue.add_used(memory, head, 0).is_ok();
+        let mut turn = Turn::new(TURN, EACH);
+        if turn.serve(queue, memory, |chain| Some((0, self.say(chain, memory)))) {
+            self.bell.ring();
         }
         let _ = self.output.flush();
-        used
+        turn.used()
     }
 
     fn say(&mut self, mut chain: Chain, memory: &View) -> usize {
@@ -184,8 +165,8 @@ impl Device for Console {
         self.counts
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.source())
+    fn bell(&self) -> Option<&Bell> {
+        Some(&self.bell)
     }
 
     fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
@@ -215,9 +196,5 @@ impl Device for Console {
         self.bell.silence();
         self.hears = false;
         self.listen();
-    }
-
-    fn resume(&mut self, _: &[Queue]) {
-        self.bell.ring();
     }
 }

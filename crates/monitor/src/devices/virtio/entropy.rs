@@ -1,20 +1,22 @@
 //! A source of random bytes (virtio 1.2, section 5.4).
 
-use std::os::fd::BorrowedFd;
-
-use crate::View;
 use evenkeel_capsule::cbor;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueT as _};
 
 use super::bell::Bell;
-use super::chain::{Popped, pop};
+use super::chain::Chain;
+use super::turn::Turn;
 use super::{Counts, Device};
 use crate::Error;
+use crate::View;
 
 /// The most bytes for one request.
 const MOST: usize = 4096;
+const QUEUE: u16 = 64;
+/// A turn is a full ring.
+const TURN: usize = QUEUE as usize * MOST;
 
 /// What it is made from: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,24 +40,23 @@ impl Entropy {
     }
 
     fn serve(&mut self, queue: &mut Queue, memory: &View) -> bool {
-        let mut used = false;
-        for _ in 0..queue.size() {
-            let (head, given) = match pop(queue, memory) {
-                Some(Popped::Chain(mut chain)) => {
-                    let mut bytes = [0; MOST];
-                    let wanted = chain.writable.left().min(MOST);
-                    let got = getrandom(&mut bytes[..wanted], GetRandomFlags::empty()).unwrap_or(0);
-                    chain.writable.write(&bytes[..got], memory);
-                    self.counts.requests += 1;
-                    self.counts.bytes += chain.writable.moved() as u64;
-                    (chain.head, chain.writable.moved() as u32)
-                }
-                Some(Popped::Malformed(head)) => (head, 0),
-                None => break,
-            };
-            used |= queue.add_used(memory, head, given).is_ok();
+        let mut turn = Turn::new(TURN, 0);
+        if turn.serve(queue, memory, |chain| Some(self.request(chain, memory))) {
+            self.bell.ring();
         }
-        used
+        turn.used()
+    }
+
+    /// One request; returns how many bytes were written into the guest's memory, and what it counts as.
+    fn request(&mut self, mut chain: Chain, memory: &View) -> (u32, usize) {
+        let mut bytes = [0; MOST];
+        let wanted = chain.writable.left().min(MOST);
+        let got = getrandom(&mut bytes[..wanted], GetRandomFlags::empty()).unwrap_or(0);
+        chain.writable.write(&bytes[..got], memory);
+        let given = chain.writable.moved();
+        self.counts.requests += 1;
+        self.counts.bytes += given as u64;
+        (given as u32, given)
     }
 }
 
@@ -69,7 +70,7 @@ impl Device for Entropy {
     }
 
     fn queues(&self) -> &'static [u16] {
-        &[64]
+        &[QUEUE]
     }
 
     fn config(&self) -> Vec<u8> {
@@ -84,8 +85,8 @@ impl Device for Entropy {
         self.counts
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.source())
+    fn bell(&self) -> Option<&Bell> {
+        Some(&self.bell)
     }
 
     fn notify(&mut self, _: usize, queue: &mut Queue, memory: &View, _: u64) -> bool {
@@ -96,13 +97,5 @@ impl Device for Entropy {
         self.bell.silence();
         let ready = queues.first_mut().filter(|queue| queue.ready());
         ready.is_some_and(|queue| self.serve(queue, memory))
-    }
-
-    fn reset(&mut self) {
-        self.bell.silence();
-    }
-
-    fn resume(&mut self, _: &[Queue]) {
-        self.bell.ring();
     }
 }

@@ -84,7 +84,7 @@ impl Transport {
         self.selectors = state.selectors;
         self.interrupts = state.interrupts;
         if self.alive() {
-            self.device.resume(&self.queues);
+            self.device.resume();
         }
         Ok(())
     }
@@ -133,6 +133,22 @@ impl Transport {
     /// As the device says.
     pub fn quiesce(&mut self) -> Result<(), Error> {
         self.device.quiesce()
+    }
+
+    /// Another process may use what is behind the device: [`Device::release`].
+    ///
+    /// # Errors
+    /// As the device says.
+    pub fn release(&mut self) -> Result<(), Error> {
+        self.device.release()
+    }
+
+    /// It is used here: [`Device::claim`].
+    ///
+    /// # Errors
+    /// As the device says.
+    pub fn claim(&mut self) -> Result<(), Error> {
+        self.device.claim()
     }
 
     fn offered(&self) -> u64 {

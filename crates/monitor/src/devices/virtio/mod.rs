@@ -9,6 +9,7 @@ pub mod console;
 pub mod entropy;
 mod mmio;
 pub mod net;
+pub mod turn;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -17,6 +18,7 @@ use virtio_queue::Queue;
 
 pub use mmio::{LENGTH, QueueState, State, Transport};
 
+use self::bell::Bell;
 use crate::Error;
 use crate::board::Disk;
 
@@ -49,10 +51,15 @@ pub trait Device: Send {
     /// The guest has something for a queue. Returns whether something was put into a used ring.
     fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, features: u64) -> bool;
 
+    /// What wakes it, if anything does: its own back-end, and work that is left over.
+    fn bell(&self) -> Option<&Bell> {
+        None
+    }
+
     /// A file that becomes readable when the device has something for the guest, or work left over. It is the same one for as
     /// long as the device lives, and it is readable only when [`Device::incoming`] has something to do: to poll it never spins.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.bell().map(Bell::source)
     }
 
     /// [`Device::source`] became readable. Returns whether something was put into a used ring.
@@ -69,12 +76,35 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// Another process may use what is behind it: what the guest wrote is there, and nothing is held any more. It is not used here
+    /// before [`Device::claim`].
+    ///
+    /// # Errors
+    /// What was written cannot be made to last.
+    fn release(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// What is behind it is used here, and by nobody else. Nothing changes where that is so already.
+    ///
+    /// # Errors
+    /// Another process has it.
+    fn claim(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The driver is gone, or another one begins: what belonged to the old one is forgotten, and [`Device::source`] is not readable.
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        if let Some(bell) = self.bell() {
+            bell.silence();
+        }
+    }
 
     /// The queues were set from saved state: what waits in them is looked at soon, by way of [`Device::source`].
-    fn resume(&mut self, queues: &[Queue]) {
-        let _ = queues;
+    fn resume(&mut self) {
+        if let Some(bell) = self.bell() {
+            bell.ring();
+        }
     }
 
     /// The disk that it is, if the guest may write to it.

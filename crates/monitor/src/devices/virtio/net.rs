@@ -4,17 +4,16 @@
 //! not take refuses the card when it is made, also for a guest that comes from a host whose tap did, because a guest
 //! that has negotiated it goes on using it.
 
-use std::os::fd::BorrowedFd;
-
-use crate::View;
 use evenkeel_capsule::cbor;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::bell::{Bell, Wanted};
-use super::chain::{Chain, Popped, pop};
+use super::chain::Chain;
+use super::turn::{Next, Turn};
 use super::{Counts, Device};
 use crate::Error;
+use crate::View;
 
 mod link;
 
@@ -137,37 +136,33 @@ impl Net {
 
     /// Frames to the guest.
     fn receive(&mut self, queue: &mut Queue, memory: &View, features: u64) -> bool {
-        let (mut used, mut work) = (false, 0);
+        let mut turn = Turn::new(TURN, EACH);
         self.hears = true;
-        // Each turn of the loop takes a chain, or a frame that fits in none.
-        while work < TURN {
-            let mut chain = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => chain,
-                Some(Popped::Malformed(head)) => {
-                    work += EACH;
-                    used |= queue.add_used(memory, head, 0).is_ok();
-                    continue;
-                }
-                None => {
+        // Each round of the loop takes a chain, or a frame that fits in none.
+        loop {
+            let mut chain = match turn.next(queue, memory) {
+                Next::Chain(chain) => chain,
+                Next::Skipped => continue,
+                Next::Empty => {
                     self.hears = false;
-                    return used;
+                    break;
+                }
+                Next::Over => {
+                    self.bell.ring();
+                    break;
                 }
             };
             let length = match self.link.receive(&mut self.buffer) {
                 Moved::Bytes(length) => length,
-                Moved::Later => {
+                nothing => {
                     queue.go_to_previous_position();
-                    return used;
-                }
-                Moved::Never => {
-                    queue.go_to_previous_position();
-                    self.hears = false;
-                    return used;
+                    self.hears = nothing == Moved::Later;
+                    break;
                 }
             };
-            work += EACH + length;
             if length > chain.writable.left() || length <= HEADER {
                 // Lost, as on a wire; the chain serves the next one.
+                turn.spend(length);
                 queue.go_to_previous_position();
                 continue;
             }
@@ -177,48 +172,33 @@ impl Net {
             self.buffer[BUFFERS..HEADER].copy_from_slice(&1_u16.to_le_bytes());
             chain.writable.write(&self.buffer[..length], memory);
             self.count(length);
-            used |= queue.add_used(memory, chain.head, length as u32).is_ok();
+            turn.done(queue, memory, chain.head, length as u32, length);
         }
-        self.bell.ring();
-        used
+        turn.used()
     }
 
     /// Frames of the guest's.
     fn send(&mut self, queue: &mut Queue, memory: &View, features: u64) -> bool {
-        let (mut used, mut work) = (false, 0);
+        let mut turn = Turn::new(TURN, EACH);
         self.waits = false;
-        for _ in 0..queue.size() {
-            if work >= TURN {
-                self.bell.ring();
-                break;
-            }
-            let head = match pop(queue, memory) {
-                Some(Popped::Chain(chain)) => {
-                    let head = chain.head;
-                    let length = self.frame(chain, memory, features);
-                    work += EACH + length;
-                    if length > 0 {
-                        match self.link.send(&self.buffer[..length]) {
-                            Moved::Bytes(_) => self.count(length),
-                            Moved::Later => {
-                                queue.go_to_previous_position();
-                                self.waits = true;
-                                break;
-                            }
-                            Moved::Never => {}
-                        }
+        let left_over = turn.serve(queue, memory, |chain| {
+            let length = self.frame(chain, memory, features);
+            if length > 0 {
+                match self.link.send(&self.buffer[..length]) {
+                    Moved::Bytes(_) => self.count(length),
+                    Moved::Later => {
+                        self.waits = true;
+                        return None;
                     }
-                    head
+                    Moved::Never => {}
                 }
-                Some(Popped::Malformed(head)) => {
-                    work += EACH;
-                    head
-                }
-                None => break,
-            };
-            used |= queue.add_used(memory, head, 0).is_ok();
+            }
+            Some((0, length))
+        });
+        if left_over {
+            self.bell.ring();
         }
-        used
+        turn.used()
     }
 
     /// Takes a frame with its header out of a chain; 0 if it is none.
@@ -276,8 +256,8 @@ impl Device for Net {
         self.counts
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.source())
+    fn bell(&self) -> Option<&Bell> {
+        Some(&self.bell)
     }
 
     fn notify(&mut self, index: usize, queue: &mut Queue, memory: &View, features: u64) -> bool {
@@ -309,9 +289,5 @@ impl Device for Net {
         self.bell.silence();
         (self.hears, self.waits, self.told) = (false, false, None);
         self.listen();
-    }
-
-    fn resume(&mut self, _: &[Queue]) {
-        self.bell.ring();
     }
 }

@@ -27,6 +27,8 @@ pub struct Told {
     pub at_boot: Vec<String>,
     /// Lines that complain from then on.
     pub complaints: Vec<String>,
+    /// Lines that say that it was kept waiting while it compared its clocks, and so did not: a busy host's doing.
+    pub kept_waiting: Vec<String>,
     /// What it found wrong itself.
     pub found: Vec<String>,
     /// How often its kernel began.
@@ -62,6 +64,10 @@ impl Told {
                     told.right = rest.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default()
                 }
                 "boot:" => told.at_boot.push(rest.to_owned()),
+                // The kernel skips the comparison then (kernel/time/clocksource.c, cs_watchdog_read).
+                "complaint:" if rest.contains("read-back delay of") => {
+                    told.kept_waiting.push(rest.to_owned())
+                }
                 "complaint:" => told.complaints.push(rest.to_owned()),
                 "wrong:" => told.found.push(rest.to_owned()),
                 "end" => {
@@ -141,6 +147,19 @@ mod tests {
         let told = Told::of(GOOD);
         assert_eq!((told.up_after, told.ended_after, told.passes, told.right), (3.5, 60.0, 2, 2));
         assert_eq!(told.wrong(1, 2), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_guest_that_was_kept_waiting_has_nothing_wrong_and_one_that_gave_its_clock_up_has() {
+        let with = |line: &str| {
+            let told = Told::of(
+                &GOOD.replace("JOURNEY right", &format!("JOURNEY complaint: {line}\nJOURNEY right")),
+            );
+            (told.kept_waiting.len(), told.wrong(1, 2).len())
+        };
+        let waited = "[ 34.1] clocksource: wd-tsc-wd read-back delay of 1102538ns, clock-skew test skipped!";
+        assert_eq!(with(waited), (1, 0));
+        assert_eq!(with("[ 34.1] clocksource: Marking clocksource 'tsc' as unstable"), (0, 1));
     }
 
     #[test]
