@@ -186,6 +186,10 @@ impl<R: Runs> Operated for Machine<'_, R> {
     }
 
     fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        if matches!(step, Leave::Offer | Leave::Memory) {
+            // Who moves it reads its memory in its file.
+            self.saver.whole()?;
+        }
         (self.leave)(step, to)
     }
 }

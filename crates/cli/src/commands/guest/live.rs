@@ -88,14 +88,20 @@ impl<'p, R: Runs> Saver<'p, R> {
         Ok(Saver { pc, keeping, how, disks: pc.disks()?, filling })
     }
 
+    /// Waits until all of its memory is there: until then, its file lacks what was not loaded yet.
+    ///
+    /// # Errors
+    /// Some of it cannot be loaded.
+    pub fn whole(&self) -> Result<(), Error> {
+        self.filling.as_ref().map_or(Ok(()), |filling| filling.wait().map_err(|e| told(&e)))
+    }
+
     /// Saves it, and leaves its life where it is.
     ///
     /// # Errors
     /// It goes on, whatever went wrong.
     pub fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
-        if let Some(filling) = &self.filling {
-            filling.wait().map_err(|e| told(&e))?;
-        }
+        self.whole()?;
         let stands = self.pc.life().phase() == Phase::Paused;
         self.check(to, stands)?;
         let begin = Instant::now();
