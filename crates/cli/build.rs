@@ -2,6 +2,7 @@
 
 fn main() {
     evenkeel_here::kvm();
+    evenkeel_here::tap();
     evenkeel_here::shared("facts/arm64");
     evenkeel_here::set("lab", evenkeel_here::variable("EVENKEEL_REQUIRE_LAB").is_some());
 }

@@ -14,6 +14,7 @@ struct Found {
     reset: Option<u64>,
     running: bool,
     write: Write,
+    holds: Option<u64>,
 }
 
 /// Registers of the vCPUs of all shapes.
@@ -21,11 +22,13 @@ struct Found {
 pub(crate) struct Registers(BTreeMap<u64, Vec<(Found, Vec<u8>)>>);
 
 impl Registers {
-    /// Asks one vCPU. Everything is read before anything is written: some registers change others.
+    /// Asks one vCPU. Everything is read before anything is written: some registers change others. What is set to another
+    /// value than its own comes last, for the same reason.
     pub(crate) fn ask(&mut self, vcpu: &Vcpu<'_>, shape: u8, name: &str, book: &mut Book) {
         let Some(ids) = book.ask_in("registers", vcpu.reg_list(), name) else { return };
         let first: Vec<_> = ids.iter().map(|&id| vcpu.one_reg(id)).collect();
         let second: Vec<_> = ids.iter().map(|&id| vcpu.one_reg(id)).collect();
+        let mut found = Vec::with_capacity(ids.len());
         for ((&id, first), second) in ids.iter().zip(first).zip(second) {
             let what = format_args!("reg.{id:x}").to_string();
             let (Some(first), Some(second)) =
@@ -37,7 +40,13 @@ impl Registers {
             let write =
                 if running { Write::Unasked } else { write_back(vcpu, id, &first, &what, name, book) };
             let reset = (!running).then(|| value(&first)).flatten();
-            self.add(id, Found { reset, running, write }, shape);
+            found.push((id, Found { reset, running, write, holds: None }));
+        }
+        for (id, mut found) in found {
+            if evenkeel_catalog::reg(id).is_some_and(|reg| reg.counters) && found.write == Write::Kept {
+                found.holds = all_set(vcpu, id, name, book);
+            }
+            self.add(id, found, shape);
         }
     }
 
@@ -59,7 +68,7 @@ impl Registers {
                 shapes: indices(&shapes, of),
                 reset: found.reset.map(Hex64),
                 running: found.running,
-                mask: mask(id).map(Hex64),
+                mask: mask(id).or(found.holds).map(Hex64),
                 write: found.write,
             })
             .collect()
@@ -71,6 +80,13 @@ pub(crate) fn value(bytes: &[u8]) -> Option<u64> {
     let mut word = [0u8; 8];
     word.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(u64::from_le_bytes(word))
+}
+
+/// The bits that stay when all are set: bits of counters that there are not may be stored, or cleared.
+fn all_set(vcpu: &Vcpu<'_>, id: u64, shape: &str, book: &mut Book) -> Option<u64> {
+    let what = format!("reg.{id:x}");
+    book.ask_in(&what, vcpu.set_one_reg(id, &u64::MAX.to_le_bytes()), shape)?;
+    value(&book.ask_in(&what, vcpu.one_reg(id), shape)?)
 }
 
 fn write_back(vcpu: &Vcpu<'_>, id: u64, bytes: &[u8], what: &str, shape: &str, book: &mut Book) -> Write {

@@ -47,6 +47,12 @@ fn an_arm64_host_is_captured_on_any_machine() {
     assert_eq!(dfr0.iter().map(|r| r.shapes.clone()).collect::<Vec<_>>(), [vec![0], vec![1, 2]]);
     assert!(dfr0.iter().all(|r| r.mask.is_some() && r.reset.is_some()));
     assert!(offer.registers.windows(2).all(|r| (r[0].id, &r[0].shapes) < (r[1].id, &r[1].shapes)));
+    // Bits of counters that there are not go, whatever is set; what shows a register once more is not tried.
+    let registers = |id| offer.registers.iter().filter(move |r| r.id == Hex64(id));
+    for (id, mask) in [(0x13_dce1, Some(Hex64(0x8000_003f))), (0x13_dce2, None)] {
+        let masks: Vec<_> = registers(0x6030_0000_0000_0000 | id).map(|r| r.mask).collect();
+        assert_eq!(masks, [mask], "{id:#x}");
+    }
     // Sections bear the catalog's names.
     let items = offer.sections.iter().map(|s| s.item.as_str());
     assert_eq!(items.collect::<Vec<_>>(), ["arm64-mp-state", "arm64-vcpu-events"]);

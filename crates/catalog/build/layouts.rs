@@ -194,6 +194,9 @@ pub fn check(data: &Data, problems: &mut Vec<String>) {
         if r.computed != 0 && !masked {
             problems.push(format!("`{of}` has computed bits, and is not compared masked"));
         }
+        if r.counters && r.masked != u64::MAX {
+            problems.push(format!("`{of}` has a bit for each counter, and is not masked whole"));
+        }
         compared(of, (r.compare, ignore, &r.clock, r.deadline, &r.why), problems);
     }
     gaps(data, problems);

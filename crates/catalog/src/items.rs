@@ -65,6 +65,9 @@ record! {
         pub computed: u64,
         /// Bits that a kernel holds only if it shows them in a fresh vCPU: elsewhere they are cleared in what is set.
         pub masked: u64,
+        /// It has a bit for each event counter that PMCR_EL0.N counts, and bit 31 for the cycle counter. Other bits mean
+        /// nothing; kernels differ in whether they store them and in whether a guest sees them, so captures try that.
+        pub counters: bool,
         /// How what is read back, or saved again, may differ. `computed` bits are never compared.
         pub compare: Compare,
         /// What it runs with, as in [`StateField`].

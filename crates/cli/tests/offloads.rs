@@ -43,6 +43,53 @@ fn collect(value: &Value, found: &mut Vec<Value>) {
     }
 }
 
+/// An ELF file whose one instruction asks for a reset.
+#[cfg(target_arch = "x86_64")]
+fn kernel() -> Vec<u8> {
+    let code = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2_u16, 62].iter().flat_map(|n| n.to_le_bytes()));
+    file.extend(1_u32.to_le_bytes());
+    file.extend([0x10_0000_u64, 64, 0].iter().flat_map(|n| n.to_le_bytes()));
+    file.extend(0_u32.to_le_bytes());
+    file.extend([64_u16, 56, 1, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
+    file.extend([1_u32, 5].iter().flat_map(|n| n.to_le_bytes()));
+    file.extend([0x100_u64, 0x10_0000, 0x10_0000, 5, 5, 0x100].iter().flat_map(|n| n.to_le_bytes()));
+    file.resize(0x100, 0);
+    file.extend(code);
+    file
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(all(kvm, tap)), ignore = "needs /dev/kvm, /dev/net/tun, and root to make an interface")]
+fn kvm_a_card_has_no_more_than_its_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("kernel"), kernel()).unwrap();
+    let card = format!("tap:ekc{},offloads=csum+tso4", std::process::id());
+    let run = |more: &[&str]| {
+        let args = ["run", "--memory", "32", "--limit", "60", "--kernel", "kernel", "--net", &card];
+        let out = evenkeel(at, &[&args[..], more].concat());
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    // Its own contract promises what its card has.
+    let (code, said) = run(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    let contract = |more: &[&str], name: &str| {
+        let out = evenkeel(at, &[&["baseline", "here", "--shape", "kernel", "-o", name], more].concat());
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    contract(&[], "none.toml");
+    let (code, said) = run(&["--contract", "none.toml"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(FACET) && said.contains("promises `none`") && said.contains("--most"), "{said}");
+    contract(&["--most", FACET], "most.toml");
+    let promised = std::fs::read_to_string(at.join("most.toml")).unwrap();
+    assert!(promised.contains(FACET), "{promised}");
+}
+
 #[test]
 fn offloads_are_promised_when_asked_for_and_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();

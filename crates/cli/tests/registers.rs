@@ -24,27 +24,6 @@ fn refused(cell: &Cell) -> BTreeSet<u64> {
     cell.refused.iter().map(|r| r.id.0).collect()
 }
 
-/// Where captures foretell otherwise, and why: register, from, to.
-const UNDERSTOOD: &[(&[u64], &str, &str, &str)] = &[(
-    &[
-        0x6030_0000_0013_c4f1,
-        0x6030_0000_0013_c4f2,
-        0x6030_0000_0013_dce1,
-        0x6030_0000_0013_dce2,
-        0x6030_0000_0013_dce3,
-        0x6030_0000_0013_dcf3,
-    ],
-    "5.10",
-    "6.1",
-    "6.1 clears the bits of counters that there are not when it makes the registers, and not when they are set: a \
-     capture, which sets what it read, cannot tell. The bits that 6.1 keeps and its successors clear belong to nothing",
-)];
-
-fn understood(id: u64, from: &str, to: &str) -> bool {
-    let host = |short: &str| format!("debian-{short}-arm64");
-    UNDERSTOOD.iter().any(|(ids, f, t, _)| ids.contains(&id) && host(f) == from && host(t) == to)
-}
-
 #[test]
 fn what_captures_foretell_is_what_was_measured() {
     let matrix = measured();
@@ -71,9 +50,6 @@ fn what_captures_foretell_is_what_was_measured() {
                     registers += measured.len();
                     for id in expected.symmetric_difference(&measured) {
                         good = false;
-                        if understood(*id, &from.name, &on.name) {
-                            continue;
-                        }
                         let side = if expected.contains(id) { "foretold only" } else { "measured only" };
                         let place = format!("{}: {} to {}: {side}", shape.name(), from.name, on.name);
                         wrong.entry((what, *id)).or_default().push(place);
@@ -87,9 +63,6 @@ fn what_captures_foretell_is_what_was_measured() {
     println!("{agreed} of {cells} cells are as foretold, with {registers} registers that were not kept");
     for ((what, id), places) in &wrong {
         println!("{what} {id:#x}: {} cells, {} among them", places.len(), places[0]);
-    }
-    for (ids, from, to, why) in UNDERSTOOD {
-        println!("understood: {} registers from {from} to {to}: {why}", ids.len());
     }
     assert!(wrong.is_empty(), "{} registers", wrong.len());
     assert!(cells >= 3 * 12 * 12 && registers > 1000);

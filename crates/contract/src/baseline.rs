@@ -7,7 +7,7 @@ use evenkeel_catalog::{self as catalog, CHOICES};
 use evenkeel_surface::Arch;
 
 use crate::contract::{Contract, Promise};
-use crate::coord::Coord;
+use crate::coord::{Coord, Table};
 use crate::describe::parts;
 use crate::finding::Axis;
 use crate::layout::{Interval, Number, layout};
@@ -333,7 +333,26 @@ impl Accumulator {
                 break;
             }
         }
+        fit_xsave_area(&mut contract);
         (contract, conflicts)
+    }
+}
+
+/// The XSAVE area ends where the last of its components does (SDM volume 1, 13.4): leaf 0xd says so of the components that the
+/// contract has, and the least of what hosts say, each of its own components, can be more. It is never made larger here: hosts that
+/// place a component differently agree on nothing about it.
+fn fit_xsave_area(contract: &mut Contract) {
+    let at = |subleaf, register| Coord::Cpuid { table: Table::Supported, leaf: 0xd, subleaf, register };
+    let get = |at| {
+        contract.words.binary_search_by_key(&at, |p: &Promise| p.at).map_or(0, |i| contract.words[i].value)
+    };
+    let components = get(at(0, 0)) | get(at(0, 3)) << 32;
+    let mut ends = (2..63).filter(|n| components >> n & 1 == 1).map(|n| (get(at(n, 0)), get(at(n, 1))));
+    // x87 and SSE have the first 512 bytes, the header 64.
+    let end = ends
+        .try_fold(576_u64, |end, (size, offset)| (size != 0 && offset != 0).then(|| end.max(offset + size)));
+    if let (Some(end), Ok(i)) = (end, contract.words.binary_search_by_key(&at(0, 2), |p| p.at)) {
+        contract.words[i].value = contract.words[i].value.min(end);
     }
 }
 

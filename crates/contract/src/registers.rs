@@ -92,10 +92,12 @@ pub fn held(on: &View, id: u64, value: u64) -> Write {
         };
     }
     if is_mended(id) {
-        // The poison that older kernels leave in PMU registers: bits that no counter has.
-        let host = on.item(ItemKey::Reg(id)).and_then(|i| i.reset).unwrap_or(value);
+        let there = on.item(ItemKey::Reg(id));
+        // What a fresh vCPU has tells of the upper half only: which counters there are, a guest may have chosen.
+        let host = there.and_then(|i| i.reset).unwrap_or(value) | 0xffff_ffff;
         let masked = catalog::reg(id).map_or(0, |reg| reg.masked);
-        return if (value & !host & masked) >> 32 == 0 { Write::Kept } else { Write::Altered };
+        let lost = there.and_then(|i| i.holds).map_or(value & !host & masked, |holds| value & !holds);
+        return if lost == 0 { Write::Kept } else { Write::Altered };
     }
     let at = Coord::Reg(id);
     if on.word(at).is_some() || index_of(at) != UNKNOWN {
@@ -139,12 +141,11 @@ fn of_word(on: &View, id: u64, value: u64, unknown: u64, taken: Write) -> Write 
 /// A register that holds what a guest puts there.
 fn of_state(on: &View, id: u64, value: u64, taken: Write) -> Write {
     let there = on.item(ItemKey::Reg(id)).and_then(|i| i.reset);
-    match (catalog::reg(id), there) {
-        (Some(known), Some(host)) if (value ^ host) & known.computed | value & !host & known.masked != 0 => {
-            Write::Altered
-        }
-        _ => taken,
-    }
+    let (Some(known), Some(host)) = (catalog::reg(id), there) else { return taken };
+    // What shows another register once more holds what that one holds.
+    let holds = on.item(ItemKey::Reg(known.alias_of.unwrap_or(id))).and_then(|i| i.holds);
+    let lost = holds.map_or(value & !host & known.masked, |holds| value & !holds);
+    if (value ^ host) & known.computed | lost != 0 { Write::Altered } else { taken }
 }
 
 /// It can be set only before the vCPU is complete, so that what a capture says of writing it back tells nothing.

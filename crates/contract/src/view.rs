@@ -154,6 +154,8 @@ pub struct Item {
     pub write: Write,
     /// The value in a fresh vCPU, or the size of a group.
     pub reset: Option<u64>,
+    /// The bits that stay when all are set, where that was tried.
+    pub holds: Option<u64>,
 }
 
 /// Which host a view is of.
@@ -341,12 +343,14 @@ fn x86_items(offer: &Offer) -> Vec<Item> {
         listed: m.listed,
         write: m.write,
         reset: m.reset.map(|v| v.0),
+        holds: None,
     }));
     items.extend(offer.msrs_refused.iter().map(|m| Item {
         key: ItemKey::Msr(m.0),
         listed: false,
         write: Write::Refused,
         reset: None,
+        holds: None,
     }));
     items.sort_by_key(|i| i.key);
     items.extend(sections(offer));
@@ -360,7 +364,7 @@ fn sections(offer: &Offer) -> Vec<Item> {
         .filter_map(|s| {
             let index = catalog::SECTIONS.iter().position(|known| known.name == s.item)?;
             let key = ItemKey::Section(u16::try_from(index).ok()?);
-            Some(Item { key, listed: true, write: s.write, reset: s.size.map(u64::from) })
+            Some(Item { key, listed: true, write: s.write, reset: s.size.map(u64::from), holds: None })
         })
         .collect();
     items.sort_by_key(|i| i.key);
@@ -393,7 +397,8 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
                 let writable = r.mask.map_or(otherwise, |m| m.0);
                 words.push(Word { at, layout: layout_index, value: value.0, writable, unknown: 0 });
                 // Its value is judged as a facet; that it is saved, and that another host may not list it, as an item.
-                items.push(Item { key: ItemKey::Reg(r.id.0), listed: true, write: Write::Kept, reset: None });
+                let key = ItemKey::Reg(r.id.0);
+                items.push(Item { key, listed: true, write: Write::Kept, reset: None, holds: None });
                 continue;
             }
             (_, None) => {
@@ -406,6 +411,8 @@ fn arm64_registers(offer: &Offer, shape: usize) -> (Vec<Word>, Vec<Item>) {
             listed: true,
             write: r.write,
             reset: r.reset.map(|v| v.0),
+            // What KVM_ARM_GET_REG_WRITABLE_MASKS says of others is about features.
+            holds: r.mask.filter(|_| catalog::reg(r.id.0).is_some_and(|reg| reg.counters)).map(|v| v.0),
         });
     }
     words.sort_by_key(|w| w.at);

@@ -13,6 +13,13 @@ pub fn kvm() {
     set("kvm", there);
 }
 
+/// Sets `tap` where this user may make network interfaces.
+pub fn tap() {
+    use std::os::linux::fs::MetadataExt as _;
+    let root = std::fs::metadata("/proc/self").is_ok_and(|own| own.st_uid() == 0);
+    set("tap", root && node("/dev/net/tun").exists());
+}
+
 /// Whether EVENKEEL_REQUIRE_KVM is set: what a machine with KVM usually has must be there, too.
 pub fn kvm_required() -> bool {
     variable("EVENKEEL_REQUIRE_KVM").is_some()

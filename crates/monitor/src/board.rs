@@ -194,6 +194,17 @@ impl Board {
         }
     }
 
+    /// A machine that was saved on this board goes on only on the same one.
+    ///
+    /// # Errors
+    /// `own` is another.
+    pub(crate) fn goes_on(&self, own: &Board) -> Result<(), Error> {
+        if own == self {
+            return Ok(());
+        }
+        Err(Error::Device(format!("the guest was saved on another board: {}", own.unlike(self))))
+    }
+
     /// The sections of a machine.
     pub fn sections(&self, records: &Records) -> Vec<Section> {
         let device = |(name, record): (&String, &Record)| {
@@ -232,6 +243,21 @@ impl Board {
             None => Ok(Some((board, records))),
         }
     }
+}
+
+/// Devices that are set to these records are those that were saved.
+///
+/// # Errors
+/// One was not saved, or was another.
+pub(crate) fn alike(own: &Records, saved: &Records) -> Result<(), Error> {
+    for (name, own) in own {
+        let other = |what: &str| Error::Device(format!("{name}: {what}"));
+        let saved = saved.get(name).ok_or_else(|| other("it was not saved"))?;
+        if saved.config != own.config {
+            return Err(other("it is another device than the one that was saved"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

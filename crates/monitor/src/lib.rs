@@ -29,6 +29,7 @@ mod memory;
 #[cfg(target_arch = "x86_64")]
 pub mod pc;
 mod run;
+mod slots;
 mod threads;
 pub mod virt;
 pub mod x86_64;

@@ -245,3 +245,51 @@ fn the_interrupt_controllers_revision_is_kept_or_refused_and_last_is_as_the_host
     assert_eq!(of("GICD_IIDR"), [Write::Altered]);
     assert_eq!([of("GICR_CTLR"), of("GICR_TYPER")], [[Write::Unasked; 2], [Write::Unasked; 2]]);
 }
+
+/// 5.10 saves its pattern in the registers that have a bit for each counter; of the guest's six counters and the cycle
+/// counter, bits 1 to 4 and 31 are on.
+#[test]
+fn bits_of_counters_that_the_guest_does_not_have_go_nowhere() {
+    const SET: [u64; 3] = [0x6030_0000_0013_c4f1, 0x6030_0000_0013_dce1, 0x6030_0000_0013_dcf3];
+    const PMCR: u64 = 0x6030_0000_0013_dce0;
+    let control = 6 << 11;
+    let with = |control: u64, value: u64| {
+        let [interrupts, on, overflown] = SET.map(|id| (id, value));
+        image(Arch::Aarch64, vec![registers(&[interrupts, (PMCR, control), on, overflown])])
+    };
+    // Whether a guest has touched the pattern, or not.
+    for pattern in [0x1de7_ec7e_dbad_c0de, 0x1de7_ec7e_dbad_c0c1] {
+        let saved = with(control, pattern);
+        for host in ["debian-6.1-arm64", "debian-6.12-arm64", "debian-7.3-arm64"] {
+            let done = to(host, "full", &saved).expect("nothing is lost");
+            assert_eq!(done.image, with(control, pattern & 0x8000_003f), "{host}");
+            assert!(done.log.iter().all(|r| r.translator == "counters-that-are"), "{:?}", done.log);
+            assert_eq!((done.log.len(), undo(&done.image, &done.log)), (3, saved.clone()));
+        }
+        // A kernel that has the pattern itself shows no guest the bits.
+        assert_eq!(to("debian-5.10-arm64", "full", &with(control, 0x1de7_ec7e_dbad_c0de)).unwrap().log, []);
+    }
+    // A guest with more counters has more bits, and what the host has no counters for is refused.
+    let more = with(8 << 11, 0x8000_00c0);
+    assert_eq!(to("debian-6.1-arm64", "full", &more).map(|done| done.log), Ok(Vec::new()));
+    let refused = to("debian-6.12-arm64", "full", &more).unwrap_err();
+    assert!(SET.iter().all(|id| refused.iter().any(|r| r.part == format!("reg.{id:x}"))), "{refused:?}");
+}
+
+/// 6.1 stores what it is given, its successors what there are counters for: captures tried it.
+#[test]
+fn what_a_host_holds_of_counters_that_there_are_not_is_what_its_capture_tried() {
+    for (host, kept) in [("5.10", true), ("6.1", true), ("6.12", false), ("6.16", false), ("7.3", false)] {
+        let name = format!("debian-{host}-arm64");
+        let surface = capture(&name);
+        let views = View::all(&surface, &name);
+        let view = views.iter().find(|v| v.shape == "full").expect("the shape");
+        for id in [0x6030_0000_0013_c4f1, 0x6030_0000_0013_dce1, 0x6030_0000_0013_dcf3] {
+            let held = |value| evenkeel_contract::registers::held(view, id, value);
+            assert_eq!(held(0x8000_003f), Write::Kept, "{host}");
+            // A bit of the lower half, which what a fresh vCPU has does not tell.
+            assert_eq!(held(0x40) == Write::Kept, kept, "{host}");
+            assert_eq!(held(0x1de7_ec7e_dbad_c0de) == Write::Kept, kept, "{host}");
+        }
+    }
+}

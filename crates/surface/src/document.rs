@@ -221,7 +221,8 @@ pub struct Register {
     /// The value changes by itself (a timer's counter).
     #[serde(default, skip_serializing_if = "is_false")]
     pub running: bool,
-    /// KVM_ARM_GET_REG_WRITABLE_MASKS: the bits that userspace may choose; absent where the kernel does not tell.
+    /// The bits that userspace may choose: what KVM_ARM_GET_REG_WRITABLE_MASKS says; of registers with a bit for each
+    /// counter (PMCNTENSET_EL0), those that stay when all are set. Absent where nobody tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<Hex64>,
     /// Whether KVM_SET_ONE_REG takes the value back.

@@ -5,11 +5,10 @@ use std::io::Write;
 use crate::View;
 use evenkeel_sys::{Exit, Runner};
 
-use super::{MMIO, PLUG_IRQ, Pc, Slot, lock};
+use super::{PLUG_IRQ, Pc, lock};
 use crate::Error;
-use crate::devices::interrupts::Interrupts;
 use crate::devices::serial::PORTS;
-use crate::devices::virtio::{LENGTH, Transport};
+use crate::devices::virtio::Transport;
 use crate::devices::{keyboard, plug};
 use crate::life::End;
 
@@ -71,21 +70,7 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
 
     /// An access to a virtio device's registers, and its interrupt line afterwards.
     fn mmio(&self, address: u64, access: impl FnOnce(&mut Transport, u64, &View)) {
-        let Some(from) = address.checked_sub(u64::from(MMIO)) else { return };
-        let (index, at) = ((from / LENGTH) as usize, from % LENGTH);
-        let mut devices = lock(&self.devices);
-        let Some(slot) = devices.virtio.get_mut(index) else { return };
-        access(&mut slot.transport, at, &self.memory);
-        slot.wire(&self.interrupts);
-    }
-}
-
-impl Slot {
-    /// Brings the wire to the level that the device asks for.
-    pub(super) fn wire(&mut self, interrupts: &Interrupts<'_, '_>) {
-        if self.level != self.transport.raised() {
-            self.level = self.transport.raised();
-            interrupts.set(self.place.irq, self.level);
-        }
+        let access = |transport: &mut Transport, at| access(transport, at, &self.memory);
+        lock(&self.devices).virtio.access(address, &self.interrupts, access);
     }
 }

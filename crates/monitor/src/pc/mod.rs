@@ -22,8 +22,9 @@ use crate::devices::interrupts::Interrupts;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::plug::Plug;
 use crate::devices::serial::Port;
-use crate::devices::virtio::{Device, LENGTH, Transport};
+use crate::devices::virtio::{Device, LENGTH};
 use crate::linux::{Boot, x86_64 as linux};
+use crate::slots::{self, Slots};
 use crate::{Error, Machine};
 
 /// Where the registers of virtio devices are: in the hole below 4 GiB, away from APICs and firmware.
@@ -39,19 +40,11 @@ const PLUG_SOURCE: usize = MOST_DEVICES;
 /// Where the ACPI tables are: the BIOS' read-only area.
 const TABLES: u64 = 0xe_0000;
 
-/// A virtio device where it is on this board.
-struct Slot {
-    transport: Transport,
-    place: Place,
-    /// The level of its interrupt's wire.
-    level: bool,
-}
-
 /// The devices, behind one lock: what a guest does with them is rare.
 struct Devices<'v, 'b, W: Write> {
     serial: Port<Arc<Interrupts<'v, 'b>>, W>,
     keyboard: Keyboard,
-    virtio: Vec<Slot>,
+    virtio: Slots,
 }
 
 /// A machine that is ready to run.
@@ -102,7 +95,11 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let plug = (first != most).then(|| Plug::new(first, most)).transpose()?;
         let pc = Pc::with(machine, vcpus, plug, devices, output)?;
         let entry = linux::load(&pc.memory, machine.ram(), boot, TABLES)?;
-        let places: Vec<Place> = lock(&pc.devices).virtio.iter().map(|slot| slot.place).collect();
+        let places: Vec<Place> = lock(&pc.devices)
+            .virtio
+            .places()
+            .map(|place| Place { address: place.address as u32, irq: place.irq })
+            .collect();
         let vcpus_told = acpi::Vcpus { first: first as u8, most: most as u8, irq: PLUG_IRQ };
         let tables = acpi::tables(TABLES, vcpus_told, &places, LENGTH as u32);
         pc.memory
@@ -132,12 +129,7 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         let plug = plug.then(|| Plug::new(most, most)).transpose()?;
         let pc = Pc::with(machine, vcpus, plug, devices, output)?;
         let own = pc.board();
-        if own != *board {
-            return Err(Error::Device(format!(
-                "the guest was saved on another board: {}",
-                own.unlike(board)
-            )));
-        }
+        board.goes_on(&own)?;
         pc.set_records(records)?;
         Ok(pc)
     }
@@ -149,15 +141,12 @@ impl<'m, 'b, W: Write + Send> Pc<'m, 'b, W> {
         devices: Vec<Box<dyn Device>>,
         output: W,
     ) -> Result<Self, Error> {
-        if devices.len() > MOST_DEVICES {
-            return Err(Error::Device(format!("{} devices; at most {MOST_DEVICES}", devices.len())));
-        }
         let memory = crate::view(machine.ram(), 0)?;
-        let mut virtio = Vec::with_capacity(devices.len());
-        for (index, device) in (0_u32..).zip(devices) {
-            let place = Place { address: MMIO + index * LENGTH as u32, irq: FIRST_IRQ + index };
-            virtio.push(Slot { transport: Transport::new(device)?, place, level: false });
-        }
+        let place = |index: u32| {
+            let irq = FIRST_IRQ + index;
+            slots::Place { address: u64::from(MMIO) + u64::from(index) * LENGTH, irq, line: irq }
+        };
+        let virtio = Slots::new(devices, MOST_DEVICES, place)?;
         let interrupts = Arc::new(Interrupts::new(machine.vm(), machine.shape().irqchip)?);
         let serial = Port::new(interrupts.clone(), output);
         let devices = Mutex::new(Devices { serial, keyboard: Keyboard::default(), virtio });

@@ -8,7 +8,6 @@ use evenkeel_sys::{Exit, Runner, System, Vcpu};
 use super::{PLUG_IRQ, PLUG_SOURCE, Pc, lock};
 use crate::Error;
 use crate::chassis::Chassis;
-use crate::devices::virtio;
 use crate::life::End;
 use crate::threads::Rig;
 
@@ -30,7 +29,7 @@ impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
     }
 
     fn sources(&self) -> Result<Vec<(usize, OwnedFd)>, Error> {
-        let mut all = virtio::sources(lock(&self.devices).virtio.iter().map(|slot| &slot.transport))?;
+        let mut all = lock(&self.devices).virtio.sources()?;
         if let Some(plug) = &self.plug {
             let bell = plug.bell().try_clone_to_owned();
             all.push((PLUG_SOURCE, bell.map_err(|e| Error::Device(format!("plugged vCPUs: {e}")))?));
@@ -41,17 +40,12 @@ impl<'b, W: Write + Send> Rig<'b> for Pc<'_, 'b, W> {
     fn incoming(&self, device: usize) {
         if let (PLUG_SOURCE, Some(plug)) = (device, &self.plug) {
             plug.hear(|high| self.interrupts.set(PLUG_IRQ, high));
-        } else if let Some(slot) = lock(&self.devices).virtio.get_mut(device) {
-            slot.transport.incoming(&self.memory);
-            slot.wire(&self.interrupts);
+        } else {
+            lock(&self.devices).virtio.incoming(device, &self.memory, &self.interrupts);
         }
     }
 
     fn quiesce(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| {
-            let quiet = slot.transport.quiesce();
-            slot.wire(&self.interrupts);
-            quiet
-        })
+        lock(&self.devices).virtio.quiesce(&self.interrupts)
     }
 }

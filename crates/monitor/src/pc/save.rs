@@ -9,9 +9,9 @@ use evenkeel_capsule::cbor::Bytes;
 use evenkeel_state::{Manifest, Parts, x86};
 use evenkeel_sys::{Ram, Vm};
 
-use super::{PLUG_IRQ, Pc, Slot, lock};
+use super::{PLUG_IRQ, Pc, lock};
 use crate::Error;
-use crate::board::{Board, Disk, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::board::{self, Board, Disk, Placed, Record, Records, Runs, SavedMachine};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::devices::serial::PORTS;
@@ -25,8 +25,6 @@ const KEYBOARD: &str = "keyboard";
 const IOAPIC: &str = "ioapic";
 /// Name and kind of what plugs vCPUs, where some can be.
 pub(super) const PLUG: &str = "vcpu-plug";
-/// How the names of virtio devices begin.
-const VIRTIO: &str = "virtio";
 const SERIAL_IRQ: u32 = 4;
 
 impl<W: Write + Send> Runs for Pc<'_, '_, W> {
@@ -48,11 +46,7 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
         if self.plug.is_some() {
             devices.push(placed(PLUG, PLUG, plug::PORTS.start.into(), PLUG_IRQ));
         }
-        for (index, slot) in lock(&self.devices).virtio.iter().enumerate() {
-            let kind = virtio_kind(slot.transport.device().kind());
-            let name = format!("{VIRTIO}{index}");
-            devices.push(placed(&name, &kind, slot.place.address.into(), slot.place.irq));
-        }
+        devices.extend(lock(&self.devices).virtio.placed());
         Board {
             memory: shape.memory as u64,
             vcpus: self.vcpus.len() as u32,
@@ -76,11 +70,11 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
     }
 
     fn release(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+        lock(&self.devices).virtio.release()
     }
 
     fn claim(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+        lock(&self.devices).virtio.claim()
     }
 
     fn vm(&self) -> &Vm<'_> {
@@ -88,8 +82,7 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
     }
 
     fn disks(&self) -> Result<Vec<Disk>, Error> {
-        let devices = lock(&self.devices);
-        devices.virtio.iter().filter_map(|slot| slot.transport.device().disk()).collect()
+        lock(&self.devices).virtio.transports().filter_map(|transport| transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {
@@ -118,7 +111,7 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
 
     fn device_counts(&self) -> Vec<metrics::Device> {
         let devices = self.devices.try_lock().ok();
-        self.chassis.counts(devices.as_ref().map(|d| d.virtio.iter().map(|slot| &slot.transport)))
+        self.chassis.counts(devices.as_ref().map(|d| d.virtio.transports()))
     }
 }
 
@@ -141,24 +134,14 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         if let Some(plug) = &self.plug {
             records.insert(PLUG.to_owned(), record(PLUG, plug.config_record(), plug.state()));
         }
-        for (index, Slot { transport, .. }) in devices.virtio.iter().enumerate() {
-            let device = transport.device();
-            let one = record(&virtio_kind(device.kind()), device.config_record(), transport.record());
-            records.insert(format!("{VIRTIO}{index}"), one);
-        }
+        records.extend(devices.virtio.records());
         records
     }
 
     /// Puts the devices where these records say; they are of this board.
     pub(super) fn set_records(&self, records: &Records) -> Result<(), Error> {
         let own = self.records();
-        for (name, record) in &own {
-            let other = |what: &str| Error::Device(format!("{name}: {what}"));
-            let saved = records.get(name).ok_or_else(|| other("it was not saved"))?;
-            if saved.config != record.config {
-                return Err(other("it is another device than the one that was saved"));
-            }
-        }
+        board::alike(&own, records)?;
         let mut devices = lock(&self.devices);
         let state = |name: &str| records.get(name).map_or(&[][..], |record| &record.state.0);
         if own.contains_key(IOAPIC) {
@@ -170,11 +153,6 @@ impl<'b, W: Write + Send> Pc<'_, 'b, W> {
         }
         devices.serial.set_state(state(SERIAL))?;
         devices.keyboard.set_state(state(KEYBOARD))?;
-        for (index, slot) in devices.virtio.iter_mut().enumerate() {
-            slot.transport.set_record(state(&format!("{VIRTIO}{index}")), &self.memory)?;
-            // A controller keeps what a wire led to, and not its level.
-            slot.wire(&self.interrupts);
-        }
-        Ok(())
+        devices.virtio.set_records(records, &self.memory, &self.interrupts)
     }
 }

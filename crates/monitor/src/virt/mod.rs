@@ -16,10 +16,11 @@ use crate::board::{Board, Records, Runs};
 use crate::chassis::Chassis;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::serial::{Edge, PORTS, Port};
-use crate::devices::virtio::{self, Device, LENGTH, Transport};
+use crate::devices::virtio::{Device, LENGTH};
 use crate::fdt::{self, Place};
 use crate::life::End;
 use crate::linux::{Boot, aarch64 as linux};
+use crate::slots::{self, Slots};
 use crate::threads::Rig;
 use crate::{Error, Irqchip};
 
@@ -49,28 +50,10 @@ impl Edge for Wire<'_, '_> {
     }
 }
 
-/// A virtio device where it is on this board.
-struct Slot {
-    transport: Transport,
-    place: Place,
-    /// The level of its interrupt's wire.
-    level: bool,
-}
-
-impl Slot {
-    /// Brings the wire to the level that the device asks for.
-    fn wire(&mut self, interrupts: &Interrupts<'_, '_>) {
-        if self.level != self.transport.raised() {
-            self.level = self.transport.raised();
-            interrupts.set(line(self.place.spi), self.level);
-        }
-    }
-}
-
 /// The devices, behind one lock: what a guest does with them is rare.
 struct Devices<'m, 'b, W: Write> {
     serial: Port<Wire<'m, 'b>, W>,
-    virtio: Vec<Slot>,
+    virtio: Slots,
 }
 
 /// A machine that is ready to run.
@@ -107,7 +90,11 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
         let loaded = linux::load(&virt.memory, boot)?;
         let mut seed = [0; 64];
         let got = getrandom(&mut seed[..], GetRandomFlags::empty()).unwrap_or(0);
-        let places: Vec<Place> = lock(&virt.devices).virtio.iter().map(|slot| slot.place).collect();
+        let places: Vec<Place> = lock(&virt.devices)
+            .virtio
+            .places()
+            .map(|place| Place { address: place.address, length: LENGTH, spi: place.irq })
+            .collect();
         let tree = fdt::tree(&fdt::Told {
             memory: machine.ram().len() as u64,
             vcpus: machine.vcpus().len() as u64,
@@ -140,30 +127,21 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
     ) -> Result<Self, Error> {
         let virt = Virt::with(machine, devices, output)?;
         let own = virt.board();
-        if own != *board {
-            return Err(Error::Device(format!(
-                "the guest was saved on another board: {}",
-                own.unlike(board)
-            )));
-        }
+        board.goes_on(&own)?;
         virt.set_records(records)?;
         Ok(virt)
     }
 
     fn with(machine: &'m Machine<'m, 'b>, devices: Vec<Box<dyn Device>>, output: W) -> Result<Self, Error> {
-        if devices.len() > MOST_DEVICES {
-            return Err(Error::Device(format!("{} devices; at most {MOST_DEVICES}", devices.len())));
-        }
         if let Some(why) = &machine.no_gic {
             return Err(Error::Device(format!("no GICv3: {why}")));
         }
         let memory = crate::view(machine.ram(), MEMORY_BASE)?;
-        let mut virtio = Vec::with_capacity(devices.len());
-        for (index, device) in (0_u32..).zip(devices) {
-            let address = VIRTIO + u64::from(index) * LENGTH;
-            let place = Place { address, length: LENGTH, spi: FIRST_SPI + index };
-            virtio.push(Slot { transport: Transport::new(device)?, place, level: false });
-        }
+        let place = |index: u32| {
+            let irq = FIRST_SPI + index;
+            slots::Place { address: VIRTIO + u64::from(index) * LENGTH, irq, line: line(irq) }
+        };
+        let virtio = Slots::new(devices, MOST_DEVICES, place)?;
         let interrupts = Arc::new(Interrupts::new(machine.vm(), Irqchip::Kernel)?);
         let serial = Port::new(Wire(interrupts.clone()), output);
         let devices = Mutex::new(Devices { serial, virtio });
@@ -182,16 +160,10 @@ impl<'m, 'b, W: Write + Send> Virt<'m, 'b, W> {
             }
             return true;
         }
-        let Some(slot) = devices.virtio.iter_mut().find(|slot| within(slot.place, address).is_some()) else {
-            return false;
-        };
-        let at = address - slot.place.address;
-        match data {
-            Access::Read(data) => slot.transport.read(at, data),
-            Access::Write(data) => slot.transport.write(at, data, &self.memory),
-        }
-        slot.wire(&self.interrupts);
-        true
+        devices.virtio.access(address, &self.interrupts, |transport, at| match data {
+            Access::Read(data) => transport.read(at, data),
+            Access::Write(data) => transport.write(at, data, &self.memory),
+        })
     }
 }
 
@@ -237,21 +209,14 @@ impl<'b, W: Write + Send> Rig<'b> for Virt<'_, 'b, W> {
     }
 
     fn sources(&self) -> Result<Vec<(usize, OwnedFd)>, Error> {
-        virtio::sources(lock(&self.devices).virtio.iter().map(|slot| &slot.transport))
+        lock(&self.devices).virtio.sources()
     }
 
     fn incoming(&self, device: usize) {
-        if let Some(slot) = lock(&self.devices).virtio.get_mut(device) {
-            slot.transport.incoming(&self.memory);
-            slot.wire(&self.interrupts);
-        }
+        lock(&self.devices).virtio.incoming(device, &self.memory, &self.interrupts);
     }
 
     fn quiesce(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| {
-            let quiet = slot.transport.quiesce();
-            slot.wire(&self.interrupts);
-            quiet
-        })
+        lock(&self.devices).virtio.quiesce(&self.interrupts)
     }
 }

@@ -11,7 +11,7 @@ use evenkeel_sys::{Ram, Vm};
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
-use crate::board::{Board, Disk, Placed, Record, Records, Runs, SavedMachine, virtio_kind};
+use crate::board::{self, Board, Disk, Placed, Record, Records, Runs, SavedMachine};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::life::{End, Life, Phase};
@@ -20,23 +20,12 @@ use crate::threads::{self, cpus, standing};
 /// The serial port's name and kind.
 const PORT: &str = "serial";
 
-fn virtio(index: usize) -> String {
-    format!("virtio{index}")
-}
-
 impl<W: Write + Send> Runs for Virt<'_, '_, W> {
     fn board(&self) -> Board {
         let serial =
             Placed { name: PORT.to_owned(), kind: PORT.to_owned(), at: SERIAL.address, irq: SERIAL.spi };
         let mut devices = vec![serial];
-        for (index, slot) in lock(&self.devices).virtio.iter().enumerate() {
-            devices.push(Placed {
-                name: virtio(index),
-                kind: virtio_kind(slot.transport.device().kind()),
-                at: slot.place.address,
-                irq: slot.place.spi,
-            });
-        }
+        devices.extend(lock(&self.devices).virtio.placed());
         Board {
             memory: self.machine.ram().len() as u64,
             vcpus: self.machine.vcpus().len() as u32,
@@ -65,11 +54,11 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
     }
 
     fn release(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.release())
+        lock(&self.devices).virtio.release()
     }
 
     fn claim(&self) -> Result<(), Error> {
-        lock(&self.devices).virtio.iter_mut().try_for_each(|slot| slot.transport.claim())
+        lock(&self.devices).virtio.claim()
     }
 
     fn vm(&self) -> &Vm<'_> {
@@ -77,8 +66,7 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
     }
 
     fn disks(&self) -> Result<Vec<Disk>, Error> {
-        let devices = lock(&self.devices);
-        devices.virtio.iter().filter_map(|slot| slot.transport.device().disk()).collect()
+        lock(&self.devices).virtio.transports().filter_map(|transport| transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {
@@ -103,7 +91,7 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
 
     fn device_counts(&self) -> Vec<metrics::Device> {
         let devices = self.devices.try_lock().ok();
-        self.chassis.counts(devices.as_ref().map(|d| d.virtio.iter().map(|slot| &slot.transport)))
+        self.chassis.counts(devices.as_ref().map(|d| d.virtio.transports()))
     }
 }
 
@@ -118,34 +106,16 @@ impl<W: Write + Send> Virt<'_, '_, W> {
             state: Bytes(serial.state()),
         };
         let mut records = Records::from([(PORT.to_owned(), one)]);
-        for (index, slot) in devices.virtio.iter().enumerate() {
-            let device = slot.transport.device();
-            let one = Record {
-                kind: virtio_kind(device.kind()),
-                config: Bytes(device.config_record()),
-                state: Bytes(slot.transport.record()),
-            };
-            records.insert(virtio(index), one);
-        }
+        records.extend(devices.virtio.records());
         records
     }
 
     /// Puts the devices where these records say; they are of this board.
     pub(super) fn set_records(&self, records: &Records) -> Result<(), Error> {
-        for (name, own) in self.records() {
-            let other = |what: &str| Error::Device(format!("{name}: {what}"));
-            let saved = records.get(&name).ok_or_else(|| other("it was not saved"))?;
-            if saved.config != own.config {
-                return Err(other("it is another device than the one that was saved"));
-            }
-        }
+        board::alike(&self.records(), records)?;
         let mut devices = lock(&self.devices);
         let state = |name: &str| records.get(name).map_or(&[][..], |record| &record.state.0);
         devices.serial.set_state(state(PORT))?;
-        for (index, slot) in devices.virtio.iter_mut().enumerate() {
-            slot.transport.set_record(state(&virtio(index)), &self.memory)?;
-            slot.wire(&self.interrupts);
-        }
-        Ok(())
+        devices.virtio.set_records(records, &self.memory, &self.interrupts)
     }
 }

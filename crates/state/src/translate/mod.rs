@@ -5,6 +5,7 @@
 //! Nothing here asks a kernel: what the other host takes is what its capture says.
 
 mod attributes;
+mod counters;
 mod destination;
 mod rules;
 
@@ -27,9 +28,10 @@ pub struct Rewrite {
     pub section: String,
     /// What of it: an MSR, a register, a field; the section itself where the whole was replaced.
     pub part: String,
-    /// Of something that was left out: how many entries of the section's list lie before it.
+    /// Of an entry of the section's list: how many lie before it.
     pub place: u32,
-    /// The catalog's translator; `left-out` for an item that holds its absent value.
+    /// The catalog's translator; `left-out` for an item that holds its absent value, `as-shown` for bits that the host shows
+    /// in its own way and no guest sees, `counters-that-are` for bits of counters that the guest does not have.
     pub translator: String,
     /// What was saved.
     pub before: Vec<u8>,
@@ -77,6 +79,7 @@ pub fn translate(image: &Image, to: &Destination<'_>) -> Result<Translated, Vec<
                 rules::apply(rule, &mut out, at, &mut log, &mut refused);
             }
         }
+        counters::apply(to, &mut out, at, &mut log);
         leave_out(to, &mut out.items[at], &mut log, &mut refused);
         attributes::apply(to, &mut out, at, &mut log, &mut refused);
         whole(to, &out.items[at], &mut refused);

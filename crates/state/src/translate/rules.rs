@@ -67,7 +67,8 @@ pub(super) fn apply(
 /// Undoes one rewrite.
 pub(super) fn put_back(image: &mut Image, rewrite: &Rewrite) {
     let mine = |item: &&mut Item, name: &str| item.owner == rewrite.owner && item.name == name;
-    if rewrite.after.is_some() {
+    let key = Key::parse(&rewrite.part);
+    if rewrite.after.is_some() && key.is_none() {
         let replaced = [rewrite.part.as_str(), rewrite.section.as_str()];
         let item = image.items.iter_mut().find(|item| replaced.iter().any(|name| mine(item, name)));
         if let Some(item) = item {
@@ -77,9 +78,15 @@ pub(super) fn put_back(image: &mut Image, rewrite: &Rewrite) {
         return;
     }
     let Some(item) = image.items.iter_mut().find(|item| mine(item, &rewrite.section)) else { return };
-    let (Some(mut entries), Some(key)) = (entries::of(item), Key::parse(&rewrite.part)) else { return };
-    let place = (rewrite.place as usize).min(entries.len());
-    entries.insert(place, Entry { key, value: rewrite.before.clone() });
+    let (Some(mut entries), Some(key)) = (entries::of(item), key) else { return };
+    if rewrite.after.is_some() {
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.key == key) {
+            entry.value.clone_from(&rewrite.before);
+        }
+    } else {
+        let place = (rewrite.place as usize).min(entries.len());
+        entries.insert(place, Entry { key, value: rewrite.before.clone() });
+    }
     entries::put(item, &entries);
 }
 

@@ -18,6 +18,7 @@ mod cycles;
 mod edges;
 mod faults;
 mod in_use;
+mod pretended;
 mod scenes;
 mod stage;
 mod trap;
