@@ -224,7 +224,7 @@ impl Operator {
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
         let about =
             About { vcpus, memory_bytes, epoch: self.epoch, confinement: confinement.report().clone() };
-        // It is kept until the guest has ended: without it, what is missing is zero.
+        // It is kept while the guest runs: without it, what is missing is zero.
         let loading = loading.map(|loading| load(pc, loading, &confinement)).transpose()?;
         let filling = loading.as_ref().map(Lazy::watch);
         let uffd = self.uffd.unwrap_or_else(|| Err("there is no control socket".to_owned()));
@@ -261,6 +261,8 @@ impl Operator {
                 }
             }
             let end = pc.run(limit);
+            // Nobody waits for the rest of its memory any more, and who wants all of it hears that it will not be there.
+            drop(loading);
             if let Some(ending) = ending {
                 ending.end(LAST_WORDS);
             }

@@ -154,7 +154,8 @@ const NO_DRIVER: &str = "only with a guest that has a driver for the device";
 const NEWER: &str = "older kernels have not got it, or not for this VM";
 const UFFD: &str = "only with a userfaultfd that takes faults of the kernel";
 const LAZY: &str = "only where a guest is restored before its memory is there";
-const LOGGED: &str = "only where copy before write cannot be";
+const LOGGED: &str = "only when a guest moves away, or where copy before write cannot be";
+const COPIED: &str = "only where copy before write cannot be, or with a disk that is to be copied";
 const DISKS: &str = "only where the guest has a disk, and it is to be copied";
 const MOVES: &str = "only when a guest moves away";
 const STATE: &str = "what a vCPU or the VM is at";
@@ -223,10 +224,6 @@ pub const RULES: &[Rule] = &[
     any("flock", SNAPSHOT, "the disks, which another process may use, or which are used here")
         .seldom("only with a disk"),
     with("fcntl", Only::Is(1, 1030), "F_DUPFD_CLOEXEC", SNAPSHOT, "the file of its memory").seldom(MOVES),
-    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged").seldom(MOVES),
-    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(MOVES),
-    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
-    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
     ioctl(&r::KVM_CHECK_EXTENSION, SNAPSHOT, "what there is to be saved"),
     #[cfg(target_arch = "x86_64")]
     ioctl(&r::KVM_GET_MSR_INDEX_LIST, SNAPSHOT, STATE),
@@ -268,10 +265,12 @@ pub const RULES: &[Rule] = &[
     any("pread64", SNAPSHOT, "memory, which is read through its file").seldom("only of a machine that runs"),
     ioctl(&uffd::REGISTER, SNAPSHOT, "guards memory, at the first snapshot").seldom(UFFD),
     ioctl(&uffd::WRITEPROTECT, SNAPSHOT, "guards memory, and gives it free").seldom(UFFD),
-    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "logs what is written, and no longer").seldom(LOGGED),
-    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what was written meanwhile").seldom(LOGGED),
-    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what is written from now on").seldom(LOGGED),
-    any("pwrite64", SNAPSHOT, "a copy of memory, or of a disk").seldom(LOGGED),
+    any("pwrite64", SNAPSHOT, "a copy of memory, or of a disk").seldom(COPIED),
+    // Memory that is copied while it is written to.
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged, or no longer").seldom(LOGGED),
+    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(LOGGED),
+    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(LOGGED),
+    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest writes from now on").seldom(LOGGED),
     with("ioctl", Only::Is(1, FICLONE), "FICLONE", SNAPSHOT, "a disk of that instant").seldom(DISKS),
     // Faults in guest memory.
     any("ppoll", MEMORY, "waits for those who wait").seldom(UFFD),
