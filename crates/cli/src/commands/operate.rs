@@ -212,6 +212,8 @@ impl Operator {
         loading: Option<Loading>,
         leave: &Leaves<'_>,
     ) -> Result<End, Failure> {
+        // A snapshot or a disk that grows too long fails, and the guest goes on.
+        evenkeel_sys::outlive_file_limit();
         let confinement = Confinement::begin(self.mode).map_err(|e| {
             let hint = "--confine off runs it unconfined";
             Failure { exit: 3, ..Failure::bad(format!("the process cannot be confined: {e}"), hint) }
@@ -268,6 +270,7 @@ impl Operator {
             }
             Ok(end)
         })?;
+        drop(saver);
         if self.mode == Mode::Audit {
             // Threads are joined a moment before they make their last calls.
             std::thread::park_timeout(Duration::from_millis(200));

@@ -11,6 +11,7 @@ use super::guest::{
     Running,
     revive::{self, Found, Here},
 };
+use super::operate::Operator;
 use super::restore::{Restore, Restored, lost, one_of, open, rewritten, text};
 use crate::failure::Failure;
 use crate::output;
@@ -41,6 +42,7 @@ impl Restore {
         &self,
         path: &Path,
         here: Option<&Surface>,
+        operator: Operator,
         mut told: Restored,
     ) -> Result<u8, Failure> {
         let (mut reader, guest) = open(path)?;
@@ -75,7 +77,6 @@ impl Restore {
                 }
             }
         }
-        let operator = self.machine.running.operator()?;
         let (ram, loading) = match self.machine.lazy {
             true => {
                 let (ram, loading) = revive::lazily(&mut reader, &board, path, operator.userfaultfd())?;

@@ -267,7 +267,8 @@ pub const RULES: &[Rule] = &[
     ioctl(&uffd::WRITEPROTECT, SNAPSHOT, "guards memory, and gives it free").seldom(UFFD),
     any("pwrite64", SNAPSHOT, "a copy of memory, or of a disk").seldom(COPIED),
     // Memory that is copied while it is written to.
-    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged, or no longer").seldom(LOGGED),
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged, or no longer")
+        .seldom(LOGGED),
     ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(LOGGED),
     ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(LOGGED),
     ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest writes from now on").seldom(LOGGED),

@@ -77,7 +77,7 @@ pub fn drive(
     let begin = Instant::now();
     let limit = running.limit.map(Duration::from_secs);
     if running.snapshot.is_none() {
-        let keeping = Keeping { noting, luggage, compress: running.compress };
+        let keeping = Keeping { noting, luggage };
         let leaver = Leaver::new(pc, noting, luggage);
         let leave = |step: &Leave, to: Option<&mut File>| leaver.step(step, to);
         return ended(operator.run(pc, limit, keeping, loading, &leave)?);

@@ -26,8 +26,6 @@ pub struct Keeping<'k> {
     pub noting: &'k Noting<'k>,
     /// What travels with it.
     pub luggage: &'k Luggage,
-    /// Whether memory is compressed.
-    pub compress: bool,
 }
 
 /// How memory of one instant is come by here.
@@ -124,8 +122,7 @@ impl<'p, R: Runs> Saver<'p, R> {
             Way::Guard(_) => (Method::CopyBeforeWrite, String::new()),
             Way::DirtyLog(_, why) => (Method::LivePreCopy, why.clone()),
         };
-        let compress = self.keeping.compress.then_some(1);
-        let options = Options { level: compress, alone: true, ..Options::default() };
+        let options = Options { alone: true, ..Options::default() };
         let mut steps = Steps { saver: self, copies, packed: None, saved: Vec::new() };
         let report = snapshot(&way, &mut steps, Counted { file, at: 0, of, progress }, &options);
         let report = report.map_err(|e| told(&e))?;
@@ -179,13 +176,13 @@ impl<'p, R: Runs> Saver<'p, R> {
         why: Option<&str>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Saved, Error> {
-        let Keeping { noting, luggage, compress } = self.keeping;
+        let Keeping { noting, luggage } = self.keeping;
         let (pc, begin) = (self.pc, Instant::now());
         pc.life().pause()?;
         let written = pack(pc, noting, luggage).map_err(|e| told(&e.message)).and_then(|packed| {
             let copied = self.copy_disks(copies).map_err(|e| told(&e))?;
             let draft = packed.guest.draft().map_err(|e| told(&e))?;
-            let written = write(&draft, pc.ram(), file, (compress, true), progress).map_err(|e| told(&e))?;
+            let written = write(&draft, pc.ram(), file, (false, true), progress).map_err(|e| told(&e))?;
             Ok((written, copied))
         });
         let stood = begin.elapsed();
@@ -219,7 +216,7 @@ impl<R: Runs> evenkeel_memory::Life for Steps<'_, '_, R> {
     }
 
     fn save(&mut self) -> Result<(), String> {
-        let Keeping { noting, luggage, .. } = self.saver.keeping;
+        let Keeping { noting, luggage } = self.saver.keeping;
         self.packed = Some(pack(self.saver.pc, noting, luggage).map_err(|e| e.message)?);
         self.saved = self.saver.copy_disks(self.copies)?;
         Ok(())
