@@ -131,7 +131,9 @@ const fn with(
 const VCPU: &[Thread] = &[Thread::Vcpu];
 const IO: &[Thread] = &[Thread::Io];
 const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory];
-/// Of them, those that run or stop vCPUs.
+/// All but those that only deal with faults.
+const BUSY: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+/// Those that run or stop vCPUs.
 const MOVERS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
 /// Those that wait for nothing with ppoll otherwise.
 const QUIET: &[Thread] = &[Thread::Vcpu, Thread::Snapshot, Thread::Main];
@@ -164,12 +166,14 @@ const CLOCK: &str = "only where the clock cannot be read without a call, as unde
 /// All rules.
 pub const RULES: &[Rule] = &[
     // What every thread does.
-    any("futex", ALL, "locks and condition variables"),
+    any("futex", BUSY, "locks and condition variables"),
+    any("futex", MEMORY, "locks and condition variables").seldom("only when two meet at a lock"),
     any(
         "write",
-        ALL,
+        BUSY,
         "standard error and output, bells, the file of a snapshot: what is open is all there is",
     ),
+    any("write", MEMORY, "the bell that tells of the end of a machine whose memory is damaged").seldom(LAZY),
     with("mmap", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     with("mprotect", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     any("munmap", ALL, "the allocator").seldom(ALLOCATOR),
