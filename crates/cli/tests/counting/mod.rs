@@ -128,10 +128,14 @@ impl Place {
 
     /// A guest that runs, with this control socket.
     pub fn guest(&self, socket: &str) -> Process {
+        self.guest_with(socket, "--memory 32")
+    }
+
+    pub fn guest_with(&self, socket: &str, more: &str) -> Process {
         kernel(self.0.path());
         std::fs::write(self.path("disk"), vec![0; 1 << 20]).unwrap();
-        let run = "run --memory 32 --limit 300 --kernel kernel --disk disk --control";
-        let arguments: Vec<&str> = run.split(' ').chain([socket]).collect();
+        let run = "run --limit 300 --kernel kernel --disk disk --control";
+        let arguments: Vec<&str> = run.split(' ').chain([socket]).chain(more.split(' ')).collect();
         let process = self.start("first", &arguments);
         self.soon("it runs", || self.phase(socket).as_deref() == Some("running"));
         process
