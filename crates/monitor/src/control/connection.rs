@@ -104,7 +104,7 @@ impl Connection {
         self.active = Instant::now();
         self.input.extend_from_slice(&bytes[..got.bytes]);
         if got.flags.contains(ReturnFlags::CTRUNC) {
-            self.close(Refused::new(Code::TooLong, &format!("more than {PASSED} descriptors with a line")));
+            self.close(Refused::new(Code::TooLong, format!("more than {PASSED} descriptors with a line")));
         }
         Ok(())
     }
