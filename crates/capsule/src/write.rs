@@ -196,7 +196,9 @@ impl Draft {
         layout: &Layout,
         memory: S,
     ) -> Result<Written, Refused> {
-        self.put_out(out, Some(layout), |writer, size, index| in_turn(writer, layout, size, memory, index))
+        self.put_out(out, Some(layout), |writer, size, index| {
+            in_turn(writer, layout, (size, BATCH), memory, index)
+        })
     }
 
     /// Writes a capsule with memory that several threads may read at once: while one piece is written, the next ones are read and
@@ -210,7 +212,13 @@ impl Draft {
         layout: &Layout,
         memory: &S,
     ) -> Result<Written, Refused> {
-        self.put_out(out, Some(layout), |writer, size, index| ahead(writer, layout, size, memory, index))
+        self.put_out(out, Some(layout), |writer, size, index| {
+            if !layout.alone {
+                return ahead(writer, layout, size, memory, index);
+            }
+            let one = |address: u64, into: &mut [u8]| memory.read(address, into);
+            in_turn(writer, layout, (size, AHEAD), one, index)
+        })
     }
 
     fn put_out<W: Write + Seek>(
@@ -329,12 +337,12 @@ impl Draft {
 fn in_turn<W: Write + Seek, S: Source>(
     writer: &mut Chunks<'_, W>,
     layout: &Layout,
-    size: usize,
+    (size, batch): (usize, u64),
     mut memory: S,
     index: &mut Vec<Chunk>,
 ) -> Result<(), Refused> {
     let mut buffer = Vec::new();
-    for (address, length) in pieces(&layout.regions, BATCH.max(size as u64)) {
+    for (address, length) in pieces(&layout.regions, batch.max(size as u64)) {
         let got = memory.get(address, length, &mut buffer);
         let bytes = got.map_err(Refused::io(MEMORY, writer.base + writer.end))?;
         if bytes.len() != length {

@@ -1,172 +1,16 @@
 //! A guest moves between processes, and says itself whether anything is missing.
 #![cfg(all(kvm, target_arch = "x86_64"))]
 
+mod counting;
+
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
+use counting::{Place, whole};
 use serde_json::Value;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
-const ENTRY: u64 = 0x10_0000;
-
-/// Writes `a` to `p` to the serial port, over and over; before each next one it writes how many there were into the next of 1024
-/// pages, and says `!` if what it wrote there 1024 times ago is not there any more.
-const COUNTS: &[u8] = &[
-    0x48, 0xc7, 0xc3, 0x00, 0x00, 0x20, 0x00, // mov rbx, 0x200000
-    0x31, 0xc9, // xor ecx, ecx
-    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0x89, 0xc8, // again: mov eax, ecx
-    0x83, 0xe0, 0x0f, // and eax, 15
-    0x04, b'a', // add al, 'a'
-    0xee, // out dx, al
-    0xff, 0xc1, // inc ecx
-    0x89, 0xc8, // mov eax, ecx
-    0x25, 0xff, 0x03, 0x00, 0x00, // and eax, 0x3ff
-    0xc1, 0xe0, 0x0c, // shl eax, 12
-    0x89, 0xc7, // mov edi, eax
-    0x8b, 0x34, 0x3b, // mov esi, [rbx + rdi]
-    0x8d, 0x81, 0x00, 0xfc, 0xff, 0xff, // lea eax, [rcx - 0x400]
-    0x81, 0xf9, 0x00, 0x04, 0x00, 0x00, // cmp ecx, 0x400
-    0x77, 0x02, // ja over
-    0x31, 0xc0, // xor eax, eax
-    0x39, 0xc6, // over: cmp esi, eax
-    0x74, 0x03, // je right
-    0xb0, b'!', // mov al, '!'
-    0xee, // out dx, al
-    0x89, 0x0c, 0x3b, // right: mov [rbx + rdi], ecx
-    0xeb, 0xc6, // jmp again
-];
-
-fn kernel(into: &Path) -> PathBuf {
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    for half in [2_u16, 62] {
-        file.extend(half.to_le_bytes());
-    }
-    file.extend(1_u32.to_le_bytes());
-    for long in [ENTRY, 64, 0] {
-        file.extend(long.to_le_bytes());
-    }
-    file.extend(0_u32.to_le_bytes());
-    for half in [64_u16, 56, 1, 0, 0, 0] {
-        file.extend(half.to_le_bytes());
-    }
-    for word in [1_u32, 7] {
-        file.extend(word.to_le_bytes());
-    }
-    let length = COUNTS.len() as u64;
-    for long in [0x1000, ENTRY, ENTRY, length, length, 0x1000] {
-        file.extend(long.to_le_bytes());
-    }
-    file.resize(0x1000, 0);
-    file.extend(COUNTS);
-    let path = into.join("kernel");
-    std::fs::write(&path, file).unwrap();
-    path
-}
-
-/// A process whose standard output goes into a file.
-struct Process {
-    child: Child,
-    out: PathBuf,
-}
-
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn start(&self, name: &str, arguments: &[&str]) -> Process {
-        let out = self.path(&format!("{name}.out"));
-        let err = std::fs::File::create(self.path(&format!("{name}.err"))).unwrap();
-        let child = Command::new(PROGRAM)
-            .args(arguments)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .stdout(std::fs::File::create(&out).unwrap())
-            .stderr(err)
-            .spawn()
-            .unwrap();
-        Process { child, out }
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Output {
-        Command::new(PROGRAM)
-            .args(arguments)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn errors(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(&format!("{name}.err"))).unwrap_or_default()
-    }
-
-    /// A guest that runs, with this control socket.
-    fn guest(&self, socket: &str) -> Process {
-        kernel(self.0.path());
-        std::fs::write(self.path("disk"), vec![0; 1 << 20]).unwrap();
-        let run = "run --memory 32 --limit 300 --kernel kernel --disk disk --control";
-        let arguments: Vec<&str> = run.split(' ').chain([socket]).collect();
-        let process = self.start("first", &arguments);
-        self.soon("it runs", || self.phase(socket).as_deref() == Some("running"));
-        process
-    }
-
-    fn phase(&self, socket: &str) -> Option<String> {
-        let told = self.ask(&["status", socket, "--format", "json"]);
-        let told: Value = serde_json::from_slice(&told.stdout).ok()?;
-        Some(told["reply"]["status"]["phase"].as_str()?.to_owned())
-    }
-
-    fn soon(&self, what: &str, mut is: impl FnMut() -> bool) {
-        let begin = Instant::now();
-        while !is() {
-            if begin.elapsed() > Duration::from_secs(90) {
-                for name in ["first", "second", "third"] {
-                    eprintln!("{name}: {}", self.errors(name));
-                }
-                panic!("not so: {what}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Process {
-    fn said(&self) -> Vec<u8> {
-        std::fs::read(&self.out).unwrap()
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What the guest said in one process after the other is what it would have said in one.
-fn whole(parts: &[&Process]) {
-    let said: Vec<u8> = parts.iter().flat_map(|part| part.said()).collect();
-    for (index, byte) in said.iter().enumerate() {
-        let around = String::from_utf8_lossy(&said[index.saturating_sub(20)..(index + 20).min(said.len())]);
-        assert_eq!(*byte, b'a' + (index % 16) as u8, "at {index}: {around}");
-    }
-}
 
 #[test]
 fn kvm_a_guest_moves_to_another_process_and_is_handed_on_and_nothing_is_missing() {
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     let mut first = place.guest("one");
     place.soon("it has been through its pages", || first.said().len() > 3000);
 
@@ -219,7 +63,7 @@ fn kvm_a_guest_moves_to_another_process_and_is_handed_on_and_nothing_is_missing(
 
 #[test]
 fn kvm_a_disk_that_is_used_there_keeps_its_guest_here() {
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     let first = place.guest("one");
     // The disk of a guest that runs is nobody else's.
     let other = place.ask(&["run", "--memory", "32", "--kernel", "kernel", "--disk", "disk"]);

@@ -51,6 +51,8 @@ struct Inner {
     guest: Guest,
     /// The number of each memory's first chunk; they are registered in this order.
     first: Vec<u32>,
+    /// How many of them are registered.
+    registered: Mutex<usize>,
     /// Bytes of copies aside, at most.
     room: u64,
     book: Mutex<Book>,
@@ -65,7 +67,15 @@ impl Guard {
     /// # Errors
     /// It has not.
     pub fn preflight(device: Option<BorrowedFd<'_>>) -> Result<(), Error> {
-        Ok(Uffd::new(device, Guard::FEATURES, Features::default()).map(drop)?)
+        Guard::descriptor(device).map(drop)
+    }
+
+    /// A userfaultfd for [`Guard::with`]: made while the process may still open `/dev/userfaultfd`.
+    ///
+    /// # Errors
+    /// This host has nothing to guard memory with.
+    pub fn descriptor(device: Option<BorrowedFd<'_>>) -> Result<Uffd, Error> {
+        Ok(Uffd::new(device, Guard::FEATURES, Features::default())?)
     }
 
     /// Guards this memory, with `device`, an open `/dev/userfaultfd`, if one was passed. At most `room` bytes of copies are
@@ -74,21 +84,36 @@ impl Guard {
     /// # Errors
     /// This host has nothing to guard it with.
     pub fn new(guest: Guest, device: Option<BorrowedFd<'_>>, room: u64) -> Result<Guard, Error> {
-        let uffd = Uffd::new(device, Guard::FEATURES, Features::default())?;
+        Guard::with(guest, Guard::descriptor(device)?, room, || {})
+    }
+
+    /// The same, with a userfaultfd that nothing is registered with yet. `enter` is the first thing that the thread does which deals
+    /// with writers: it may confine itself. Memory is registered when it is armed first: until then others may deal with its faults.
+    ///
+    /// # Errors
+    /// There is no thread or descriptor left.
+    pub fn with(
+        guest: Guest,
+        uffd: Uffd,
+        room: u64,
+        enter: impl FnOnce() + Send + 'static,
+    ) -> Result<Guard, Error> {
         let (mut first, mut chunks) = (Vec::new(), 0);
         for ram in guest.rams() {
-            uffd.register(ram, &[Watch::WriteProtect])?;
             first.push(chunks);
             chunks += (ram.len() as u64).div_ceil(CHUNK) as u32;
         }
         let book = Book { state: vec![State::Free; chunks as usize], ..Book::default() };
-        let shared = Arc::new(Inner { uffd, guest, first, room: room.max(CHUNK), book: Mutex::new(book) });
+        let (registered, book) = (Mutex::new(0), Mutex::new(book));
+        let shared = Arc::new(Inner { uffd, guest, first, registered, room: room.max(CHUNK), book });
         let flags = rustix::event::EventfdFlags::CLOEXEC;
         let bell = rustix::event::eventfd(0, flags).map_err(io::Error::from)?;
         let bell = Arc::new(File::from(bell));
         let (theirs, rung) = (shared.clone(), bell.clone());
-        let server =
-            std::thread::Builder::new().name("guard".to_owned()).spawn(move || theirs.serve(&rung))?;
+        let server = std::thread::Builder::new().name("guard".to_owned()).spawn(move || {
+            enter();
+            theirs.serve(&rung);
+        })?;
         Ok(Guard { shared, server: Some(server), bell })
     }
 
@@ -205,6 +230,12 @@ impl Inner {
     }
 
     fn arm(&self) -> Result<u32, Error> {
+        let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        for ram in &self.guest.rams()[*registered..] {
+            self.uffd.register(ram, &[Watch::WriteProtect])?;
+            *registered += 1;
+        }
+        drop(registered);
         for (number, ram) in self.guest.rams().iter().enumerate() {
             for at in (0..ram.len() as u64).step_by(ARM as usize) {
                 self.uffd.protect(number, at, (ram.len() as u64 - at).min(ARM), true)?;

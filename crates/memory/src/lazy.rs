@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write as _};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,18 @@ pub struct Filled {
 /// What is called, once, when a chunk is damaged.
 type Alarm = Box<dyn Fn(&Error) + Send + Sync>;
 
+/// What is said of memory that is being loaded.
+#[derive(Default)]
+struct Progress {
+    /// The first thing that went wrong.
+    failed: Option<Error>,
+    /// Nothing more will be filled in: all is there, it failed, or it was given up.
+    ended: bool,
+}
+
+/// Memory that was taken over, and which nobody fills yet: who touches it waits, but within [`Loading::serve_while`].
+pub struct Loading(Arc<Shared>);
+
 struct Shared {
     uffd: Uffd,
     guest: Guest,
@@ -44,8 +56,9 @@ struct Shared {
     numbers: HashMap<usize, Vec<(u64, u64, u64)>>,
     wanted: AtomicU64,
     over: AtomicBool,
-    failed: Mutex<Option<Error>>,
-    alarm: Alarm,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    alarm: OnceLock<Alarm>,
 }
 
 /// Memory that is being loaded. It is kept until the guest has ended or all is there: without it, what is missing is zero.
@@ -81,36 +94,7 @@ impl Lazy {
         device: Option<BorrowedFd<'_>>,
         alarm: impl Fn(&Error) + Send + Sync + 'static,
     ) -> Result<Lazy, Error> {
-        let stored = Stored::of(reader, file, &guest)?;
-        let index = reader.index().cloned().unwrap_or_default();
-        let uffd = Uffd::new(device, Lazy::FEATURES, Features::POISON)?;
-        for ram in guest.rams() {
-            uffd.register(ram, &[Watch::Missing])?;
-        }
-        let mut numbers: HashMap<usize, Vec<(u64, u64, u64)>> = HashMap::new();
-        for place in guest.places() {
-            let (ram, at) = guest.find(place.guest, place.length)?;
-            numbers.entry(ram).or_default().push((at, place.length, place.guest));
-        }
-        let shared = Arc::new(Shared {
-            uffd,
-            guest,
-            stored,
-            index,
-            numbers,
-            wanted: AtomicU64::new(0),
-            over: AtomicBool::new(false),
-            failed: Mutex::new(None),
-            alarm: Box::new(alarm),
-        });
-        let flags = rustix::event::EventfdFlags::CLOEXEC;
-        let bell = Arc::new(File::from(rustix::event::eventfd(0, flags).map_err(io::Error::from)?));
-        let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let (theirs, rung) = (shared.clone(), bell.clone());
-        let server = spawn("loader").spawn(move || theirs.serve(&rung))?;
-        let theirs = shared.clone();
-        let filler = spawn("filler").spawn(move || theirs.fill())?;
-        Ok(Lazy { shared, server: Some(server), filler: Some(filler), bell })
+        Loading::new(reader, file, guest, device)?.start(alarm, || {})
     }
 
     /// Waits until all memory is there.
@@ -119,12 +103,17 @@ impl Lazy {
     /// A chunk is damaged or cannot be read. The guest still waits for it, and has to be ended before this value is dropped.
     pub fn wait(&mut self) -> Result<Filled, Error> {
         let took = self.filler.take().and_then(|filler| filler.join().ok()).flatten();
-        let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failed = self.shared.progress().failed.take();
         match (failed, took) {
             (None, Some(took)) => Ok(Filled { wanted: self.wanted(), took }),
             (Some(error), _) => Err(error),
             (None, None) => Err(Error::Life("loading memory was given up".to_owned())),
         }
+    }
+
+    /// What tells, from any thread, when all memory is there.
+    pub fn watch(&self) -> Filling {
+        Filling(self.shared.clone())
     }
 
     /// Whether whoever touches a damaged chunk gets an error at once (Linux 6.6): else it waits until it is ended.
@@ -138,6 +127,128 @@ impl Lazy {
     }
 }
 
+/// Tells when all of some memory is there.
+#[derive(Clone)]
+pub struct Filling(Arc<Shared>);
+
+impl Filling {
+    /// Waits until all memory is there: whoever reads it through its file would find zeros before.
+    ///
+    /// # Errors
+    /// It will never be: a chunk is damaged, or the machine is over.
+    pub fn wait(&self) -> Result<(), Error> {
+        let mut progress = self.0.progress();
+        while !progress.ended {
+            progress = self.0.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        }
+        match (&progress.failed, self.0.over.load(Ordering::Relaxed)) {
+            (None, false) => Ok(()),
+            (Some(why), _) => Err(Error::Life(format!("not all of its memory was loaded: {why}"))),
+            (None, true) => Err(Error::Life("loading memory was given up".to_owned())),
+        }
+    }
+}
+
+impl Loading {
+    /// Takes over a guest's memory that was never touched, to be filled from a capsule: as [`Lazy::new`], and nothing is filled yet.
+    ///
+    /// # Errors
+    /// This host has nothing to do that with, or the guest has other regions.
+    pub fn new<R: Read + Seek>(
+        reader: &Reader<R>,
+        file: &File,
+        guest: Guest,
+        device: Option<BorrowedFd<'_>>,
+    ) -> Result<Loading, Error> {
+        let stored = Stored::of(reader, file, &guest)?;
+        let index = reader.index().cloned().unwrap_or_default();
+        let uffd = Uffd::new(device, Lazy::FEATURES, Features::POISON)?;
+        for ram in guest.rams() {
+            uffd.register(ram, &[Watch::Missing])?;
+        }
+        let mut numbers: HashMap<usize, Vec<(u64, u64, u64)>> = HashMap::new();
+        for place in guest.places() {
+            let (ram, at) = guest.find(place.guest, place.length)?;
+            numbers.entry(ram).or_default().push((at, place.length, place.guest));
+        }
+        Ok(Loading(Arc::new(Shared {
+            uffd,
+            guest,
+            stored,
+            index,
+            numbers,
+            wanted: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            progress: Mutex::default(),
+            changed: Condvar::new(),
+            alarm: OnceLock::new(),
+        })))
+    }
+
+    /// Does work that touches this memory, as setting a guest's state does: what it wants is loaded by a thread that is gone
+    /// afterwards, so that whoever confines a process has it alone.
+    ///
+    /// # Errors
+    /// A chunk is damaged, or there is no thread. What the work came to is of no use then.
+    pub fn serve_while<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let bell = bell()?;
+        let done = std::thread::scope(|scope| {
+            let server = std::thread::Builder::new().name("loader".to_owned());
+            let server = server.spawn_scoped(scope, || self.0.serve(&bell))?;
+            let done = work();
+            ring(&bell);
+            // It panics nowhere.
+            let _ = server.join();
+            Ok::<T, Error>(done)
+        })?;
+        match self.0.progress().failed.take() {
+            Some(why) => Err(why),
+            None => Ok(done),
+        }
+    }
+
+    /// Begins to fill it. `enter` is the first thing that each of two threads does: it may confine itself. `alarm` is called when a
+    /// chunk is damaged, and is to stop the machine.
+    ///
+    /// # Errors
+    /// There is no thread or descriptor left.
+    pub fn start(
+        self,
+        alarm: impl Fn(&Error) + Send + Sync + 'static,
+        enter: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Lazy, Error> {
+        let shared = self.0;
+        // It is set once: this takes the value.
+        let _ = shared.alarm.set(Box::new(alarm));
+        let (bell, enter) = (Arc::new(bell()?), Arc::new(enter));
+        let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let (theirs, rung, confine) = (shared.clone(), bell.clone(), enter.clone());
+        let server = spawn("loader").spawn(move || {
+            confine();
+            theirs.serve(&rung);
+        })?;
+        let theirs = shared.clone();
+        let filler = spawn("filler").spawn(move || {
+            enter();
+            let took = theirs.fill();
+            theirs.progress().ended = true;
+            theirs.changed.notify_all();
+            took
+        })?;
+        Ok(Lazy { shared, server: Some(server), filler: Some(filler), bell })
+    }
+}
+
+fn bell() -> io::Result<File> {
+    let made = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+    Ok(File::from(made))
+}
+
+fn ring(mut bell: &File) {
+    // It has room: nobody else rings.
+    let _ = bell.write_all(&1_u64.to_ne_bytes());
+}
+
 impl Drop for Lazy {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
@@ -145,8 +256,7 @@ impl Drop for Lazy {
             // What it came to is of no interest any more.
             let _ = filler.join();
         }
-        // It has room: nobody else rings.
-        let _ = (&*self.bell).write_all(&1_u64.to_ne_bytes());
+        ring(&self.bell);
         if let Some(server) = self.server.take() {
             // It panics nowhere.
             let _ = server.join();
@@ -161,11 +271,17 @@ impl std::fmt::Debug for Lazy {
 }
 
 impl Shared {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fail(&self, error: Error) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.is_none() {
-            (self.alarm)(&error);
-            *failed = Some(error);
+        let mut progress = self.progress();
+        if progress.failed.is_none() {
+            if let Some(alarm) = self.alarm.get() {
+                alarm(&error);
+            }
+            progress.failed = Some(error);
         }
         self.over.store(true, Ordering::Relaxed);
     }

@@ -31,6 +31,6 @@ pub use eager::load;
 pub use error::Error;
 pub use guard::{Frozen, Guard, Served};
 pub use guest::{CHUNK, Guest, Place};
-pub use lazy::{Filled, Lazy};
+pub use lazy::{Filled, Filling, Lazy, Loading};
 pub use precopy::{Copied, DirtyLog};
 pub use snapshot::{Life, Options, Report, Way, snapshot};

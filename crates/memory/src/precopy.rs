@@ -29,13 +29,15 @@ pub struct DirtyLog<'a, 'b> {
     slots: Vec<(Slot, Arc<Ram>)>,
     manual: bool,
     guest: Guest,
+    /// Where copies go, one for each memory, if they were made at first. They take memory only while a copy is there.
+    copies: Vec<Arc<Ram>>,
 }
 
 /// A copy of memory, as of the pause.
 #[derive(Debug)]
 pub struct Copied {
     guest: Guest,
-    copies: Vec<Ram>,
+    copies: Vec<Arc<Ram>>,
     /// How often what was written meanwhile was copied again.
     pub rounds: u32,
     /// Pages that were copied in the pause.
@@ -62,7 +64,16 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
             return Err(Error::Life("live pre-copy is for hosts with pages of 4096 bytes".to_owned()));
         }
         let manual = vm.manual_dirty_log()?;
-        Ok(DirtyLog { vm, slots, manual, guest })
+        Ok(DirtyLog { vm, slots, manual, guest, copies: Vec::new() })
+    }
+
+    /// The same, with room for the copy from now on: for a thread that cannot make any later.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn with_room(self) -> Result<Self, Error> {
+        let copies = room(&self.guest)?;
+        Ok(DirtyLog { copies, ..self })
     }
 
     /// The memory.
@@ -103,8 +114,7 @@ impl<'a, 'b> DirtyLog<'a, 'b> {
 
     fn copy_all(&self) -> Result<Copied, Error> {
         self.start()?;
-        let copies: Result<Vec<Ram>, _> = self.guest.rams().iter().map(|ram| Ram::new(ram.len())).collect();
-        let copies = copies.map_err(|why| Error::Life(format!("no memory for a copy: {why}")))?;
+        let copies = if self.copies.is_empty() { room(&self.guest)? } else { self.copies.clone() };
         let mut copied = Copied { guest: self.guest.clone(), copies, rounds: 0, last: 0 };
         let mut buffer = vec![0; BATCH as usize];
         for (slot, _) in &self.slots {
@@ -212,6 +222,22 @@ impl Copied {
             done += part;
         }
         Ok(())
+    }
+}
+
+/// Where copies of this memory go.
+fn room(guest: &Guest) -> Result<Vec<Arc<Ram>>, Error> {
+    let copies: Result<_, _> = guest.rams().iter().map(|ram| Ram::new(ram.len()).map(Arc::new)).collect();
+    copies.map_err(|why| Error::Life(format!("no room for a copy of memory: {why}")))
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        for copy in &self.copies {
+            // What is cut off is given back; it grows again without a page.
+            let _ = rustix::fs::ftruncate(copy.fd(), 0);
+            let _ = rustix::fs::ftruncate(copy.fd(), copy.len() as u64);
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Options {
     pub lazy: bool,
     /// Zstandard's level.
     pub level: Option<i32>,
+    /// No threads are started: whoever writes may not.
+    pub alone: bool,
     /// Take BLAKE3 of all memory in the pause: for tests; the pause becomes as long as that takes.
     pub digest: bool,
 }
@@ -245,8 +247,8 @@ fn put_out<W: Write + Seek, S: Shared>(
 ) -> Result<Written, Error> {
     let regions = way.guest().regions();
     let layout = match options.lazy {
-        true => Layout::lazy(regions),
-        false => Layout { level: options.level, ..Layout::eager(regions) },
+        true => Layout { alone: options.alone, ..Layout::lazy(regions) },
+        false => Layout { level: options.level, alone: options.alone, ..Layout::eager(regions) },
     };
     Ok(draft.write_from(out, &layout, memory)?)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use evenkeel_capsule::{Draft, Id, Layout, Reader, Region, Section, Slices};
-use evenkeel_memory::{Guest, Lazy, Place, load};
+use evenkeel_memory::{Guest, Lazy, Loading, Place, load};
 use evenkeel_surface::Arch;
 use evenkeel_sys::Ram;
 
@@ -89,7 +89,7 @@ fn nobody_sees_a_chunk_that_was_changed() {
     let mut into = tempfile::tempfile().unwrap();
     let view =
         vm_memory::GuestRegionMmap::with_arc(ram.region().clone(), vm_memory::GuestAddress(0)).unwrap();
-    let view = vm_memory::GuestMemoryMmap::from_regions(vec![view]).unwrap();
+    let view = vm_memory::GuestMemoryMmap::<evenkeel_sys::Marks>::from_regions(vec![view]).unwrap();
     if loading.poisons() {
         use vm_memory::Bytes as _;
         let read = view.write_all_volatile_to(vm_memory::GuestAddress(changed), &mut into, 4096);
@@ -99,6 +99,37 @@ fn nobody_sees_a_chunk_that_was_changed() {
     let (_, guest) = empty();
     let refused = load(&reader, &file, &guest).unwrap_err().to_string();
     assert!(refused.contains("memory"), "{refused}");
+}
+
+#[test]
+#[cfg_attr(not(uffd), ignore = "there is no usable /dev/userfaultfd here")]
+fn what_is_wanted_before_the_threads_begin_is_there_and_the_rest_comes_later() {
+    let memory = memory();
+    let file = capsule(&memory, false, None);
+    let reader = Reader::open(&file, &|_| Some(1)).unwrap();
+    let (ram, guest) = empty();
+    let loading = Loading::new(&reader, &file, guest, None).unwrap();
+    let mut word = [0; 8];
+    loading.serve_while(|| ram.read(5 << 20, &mut word).unwrap()).unwrap();
+    assert_eq!(word, memory[5 << 20..(5 << 20) + 8]);
+    let entered = Arc::new(AtomicU32::new(0));
+    let counts = entered.clone();
+    let enter = move || _ = counts.fetch_add(1, Ordering::Relaxed);
+    let loading = loading.start(|e| panic!("{e}"), enter).unwrap();
+    loading.watch().wait().unwrap();
+    assert_eq!(entered.load(Ordering::Relaxed), 2);
+    // Through the file: it is there, and not put there because somebody looks.
+    let mut seen = vec![0; LENGTH];
+    rustix::io::pread(ram.fd(), &mut seen[..], 0).unwrap();
+    assert!(seen == memory);
+    // Given up: whoever waits hears of it.
+    let (_, guest) = empty();
+    let loading = Loading::new(&reader, &file, guest, None).unwrap();
+    let loading =
+        loading.start(|_| (), || std::thread::sleep(std::time::Duration::from_millis(100))).unwrap();
+    let watch = loading.watch();
+    drop(loading);
+    assert!(watch.wait().unwrap_err().to_string().contains("given up"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! critical: a guest whose device a reader does not know cannot go on there.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,17 @@ pub struct SavedMachine {
     pub sections: Vec<Section>,
 }
 
+/// A disk that a guest may write to.
+#[derive(Debug)]
+pub struct Disk {
+    /// Its name, as the guest can ask for it.
+    pub name: String,
+    /// What is on it. Where it is at in it is shared with the device, which does not care.
+    pub file: File,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
 /// A machine on any board, as whoever drives and saves it sees it.
 pub trait Runs: Sync {
     /// What pauses, resumes and stops it.
@@ -111,6 +123,11 @@ pub trait Runs: Sync {
     /// What it is.
     fn board(&self) -> Board;
 
+    /// The disks that its guest may write to.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    fn disks(&self) -> Result<Vec<Disk>, Error>;
     /// Another process may use what is behind its devices, until [`Runs::claim`]: see
     /// [`crate::devices::virtio::Device::release`]. It stands.
     ///

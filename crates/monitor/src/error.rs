@@ -9,6 +9,9 @@ use crate::life::End;
 /// Why a machine could not be made, or did not run to the end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A guest that runs writes to disks, and nobody said what becomes of them when it is saved.
+    #[error("{0}")]
+    Disks(String),
     /// The kernel refused something.
     #[error(transparent)]
     Call(#[from] CallError),

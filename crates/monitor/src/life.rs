@@ -154,6 +154,11 @@ impl Life {
         self.end(End::Stopped);
     }
 
+    /// Ends it, as something that it needs is not there any more.
+    pub fn fail(&self, why: String) {
+        self.end(End::Failed(why));
+    }
+
     /// Waits until it has ended, for at most this long.
     pub fn ended_within(&self, limit: Option<Duration>) -> Option<End> {
         let until = limit.map(|limit| Instant::now() + limit);

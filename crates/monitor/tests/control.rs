@@ -17,7 +17,7 @@ use evenkeel_monitor::control::client::ClientError;
 use evenkeel_monitor::control::protocol::{
     Answer, Code, Event, Happened, LONGEST, Leave, Left, Phase, Plug, Saved, Snapshot, Vcpus,
 };
-use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, listen, serve};
+use evenkeel_monitor::control::{About, Client, Command, Ending, Metrics, Operated, Targets, listen, serve};
 
 /// A machine whose guest counts: it must go on counting, whatever clients do.
 struct Counting {
@@ -71,12 +71,12 @@ impl Operated for Counting {
         Vec::new()
     }
 
-    fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
+    fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
         for done in 0..=4 {
             progress(done * 100, 400);
             std::thread::sleep(self.slow / 4);
         }
-        to.write_all(b"all of it").map_err(|e| Error::Control(e.to_string()))?;
+        to.file.write_all(b"all of it").map_err(|e| Error::Control(e.to_string()))?;
         Ok(Saved { bytes: 9, paused_seconds: 0.25, ..Saved::default() })
     }
 
@@ -170,7 +170,7 @@ impl Setting {
 }
 
 fn ask(client: &mut Client, command: Command) -> Result<Answer, ClientError> {
-    client.ask(command, None, &mut |_| {})
+    client.ask(command, &[], &mut |_| {})
 }
 
 fn refused(answer: Result<Answer, ClientError>) -> Code {
@@ -248,11 +248,14 @@ fn subscribers_hear_phases_and_progress_in_order() {
     let mut client = setting.client();
     assert!(matches!(ask(&mut client, Command::Subscribe), Ok(Answer::Subscribed(_))));
     let mut seen: Vec<Event> = Vec::new();
-    client.ask(Command::Pause, None, &mut |event| seen.push(event)).unwrap();
+    client.ask(Command::Pause, &[], &mut |event| seen.push(event)).unwrap();
     let file = tempfile::tempfile().unwrap();
     let to = Command::Snapshot(Snapshot::default());
-    let saved = client.ask(to, Some(file.as_fd()), &mut |event| seen.push(event)).unwrap();
-    assert!(matches!(saved, Answer::Saved(saved) if saved.bytes == 9 && saved.seconds > 0.5), "{saved:?}");
+    let saved = client.ask(to, &[file.as_fd()], &mut |event| seen.push(event)).unwrap();
+    assert!(
+        matches!(saved, Answer::Saved(ref saved) if saved.bytes == 9 && saved.seconds > 0.5),
+        "{saved:?}"
+    );
     assert!(seen.is_sorted_by(|a, b| a.at <= b.at), "{seen:?}");
     let progress: Vec<(u64, u64)> = seen
         .iter()
@@ -285,7 +288,10 @@ fn a_snapshot_goes_to_the_passed_file_and_to_nothing_else() {
     let setting = Setting::new(Duration::ZERO, Mode::Enforce);
     let mut client = setting.client();
     let snapshot = || Command::Snapshot(Snapshot::default());
-    let mut to = |fd: Option<&dyn AsFd>| client.ask(snapshot(), fd.map(|fd| fd.as_fd()), &mut |_| {});
+    let mut to = |fd: Option<&dyn AsFd>| {
+        let fd = fd.map(|fd| fd.as_fd());
+        client.ask(snapshot(), fd.as_slice(), &mut |_| {})
+    };
     assert_eq!(refused(to(None)), Code::Target, "none at all");
     let path = setting.dir.path().join("snapshot");
     let file = File::create(&path).unwrap();
@@ -301,12 +307,15 @@ fn a_snapshot_goes_to_the_passed_file_and_to_nothing_else() {
     let directory = File::open(setting.dir.path()).unwrap();
     assert_eq!(refused(to(Some(&directory))), Code::Target, "a directory");
     let path = Some(setting.dir.path().join("other").display().to_string());
-    assert_eq!(refused(ask(&mut client, Command::Snapshot(Snapshot { path }))), Code::Confined);
+    assert_eq!(
+        refused(ask(&mut client, Command::Snapshot(Snapshot { path, ..Snapshot::default() }))),
+        Code::Confined
+    );
     setting.end();
 
     let setting = Setting::quick();
     let path = setting.dir.path().join("other");
-    let named = Command::Snapshot(Snapshot { path: Some(path.display().to_string()) });
+    let named = Command::Snapshot(Snapshot { path: Some(path.display().to_string()), ..Snapshot::default() });
     assert!(matches!(ask(&mut setting.client(), named), Ok(Answer::Saved(_))));
     assert_eq!(std::fs::read(&path).unwrap(), b"all of it");
     setting.end();
@@ -493,7 +502,8 @@ fn who_goes_away_in_the_middle_of_its_work_is_missed_by_nobody() {
 }
 
 fn step(client: &mut Client, step: Leave, to: Option<&File>) -> Result<Left, Code> {
-    match client.ask(Command::Leave(step), to.map(AsFd::as_fd), &mut |_| {}) {
+    match client.ask(Command::Leave(step), &to.map(AsFd::as_fd).into_iter().collect::<Vec<_>>(), &mut |_| {})
+    {
         Ok(Answer::Left(left)) => Ok(left),
         Ok(other) => panic!("{other:?}"),
         Err(ClientError::Refused(refused)) => Err(refused.code),
@@ -519,7 +529,7 @@ fn a_guest_that_is_moved_gives_its_memory_and_goes_on_when_its_mover_is_gone() {
     // Nobody else has a say meanwhile.
     assert_eq!(step(&mut other, Leave::Back(None), None), Err(Code::Leaving));
     for command in [Command::Resume, Command::Stop, Command::Pause] {
-        let refused = other.ask(command, None, &mut |_| {});
+        let refused = other.ask(command, &[], &mut |_| {});
         assert!(matches!(refused, Err(ClientError::Refused(why)) if why.code == Code::Leaving));
     }
     assert_eq!(setting.machine.phase().0, Phase::Paused);
@@ -529,7 +539,7 @@ fn a_guest_that_is_moved_gives_its_memory_and_goes_on_when_its_mover_is_gone() {
         assert!(begin.elapsed() < Duration::from_secs(10), "it stands though its mover is gone");
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(other.ask(Command::Pause, None, &mut |_| {}).is_ok());
+    assert!(other.ask(Command::Pause, &[], &mut |_| {}).is_ok());
 }
 
 #[test]
@@ -543,7 +553,7 @@ fn a_guest_that_was_given_away_stands_until_somebody_knows_its_token() {
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(setting.machine.phase().0, Phase::Paused);
     let mut other = Client::connect(&setting.path()).unwrap();
-    match other.ask(Command::Status, None, &mut |_| {}).unwrap() {
+    match other.ask(Command::Status, &[], &mut |_| {}).unwrap() {
         Answer::Status(status) => assert_eq!(status.leaving.unwrap().token.as_ref(), Some(&token)),
         other => panic!("{other:?}"),
     }

@@ -14,9 +14,9 @@ const AGAIN: Duration = Duration::from_millis(5);
 
 type Handler = extern "C" fn(c_int);
 
-// SAFETY: as glibc declares them (signal.h).
+// SAFETY: as glibc declares them (signal.h); a handler and the numbers that stand for one have one size.
 unsafe extern "C" {
-    fn signal(number: c_int, handler: Handler) -> usize;
+    pub(crate) fn signal(number: c_int, handler: usize) -> usize;
     fn pthread_sigmask(how: c_int, set: *const SignalSet, before: *mut SignalSet) -> c_int;
     fn tgkill(process: c_int, thread: c_int, number: c_int) -> c_int;
 }
@@ -95,7 +95,7 @@ fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: a handler that touches nothing, for a signal that nobody else in the process uses.
-        unsafe { signal(SIGNAL, nothing) };
+        unsafe { signal(SIGNAL, nothing as Handler as usize) };
     });
 }
 

@@ -18,14 +18,21 @@ use crate::{Errno, Flow, Ram, Refusal, Request};
 const KIND: u8 = 0xaa;
 const NEW: Request = Request::io("USERFAULTFD_IOC_NEW", KIND, 0x00);
 const API: Request = Request::iowr("UFFDIO_API", KIND, 0x3f, 24);
-const REGISTER: Request = Request::iowr("UFFDIO_REGISTER", KIND, 0x00, 32);
-const UNREGISTER: Request = Request::ior("UFFDIO_UNREGISTER", KIND, 0x01, 16).flowing(Flow::In);
-const WAKE: Request = Request::ior("UFFDIO_WAKE", KIND, 0x02, 16).flowing(Flow::In);
-const COPY: Request = Request::iowr("UFFDIO_COPY", KIND, 0x03, 40);
-const ZEROPAGE: Request = Request::iowr("UFFDIO_ZEROPAGE", KIND, 0x04, 32);
-const WRITEPROTECT: Request = Request::iowr("UFFDIO_WRITEPROTECT", KIND, 0x06, 24);
+/// `UFFDIO_REGISTER`.
+pub const REGISTER: Request = Request::iowr("UFFDIO_REGISTER", KIND, 0x00, 32);
+/// `UFFDIO_UNREGISTER`.
+pub const UNREGISTER: Request = Request::ior("UFFDIO_UNREGISTER", KIND, 0x01, 16).flowing(Flow::In);
+/// `UFFDIO_WAKE`.
+pub const WAKE: Request = Request::ior("UFFDIO_WAKE", KIND, 0x02, 16).flowing(Flow::In);
+/// `UFFDIO_COPY`.
+pub const COPY: Request = Request::iowr("UFFDIO_COPY", KIND, 0x03, 40);
+/// `UFFDIO_ZEROPAGE`.
+pub const ZEROPAGE: Request = Request::iowr("UFFDIO_ZEROPAGE", KIND, 0x04, 32);
+/// `UFFDIO_WRITEPROTECT`.
+pub const WRITEPROTECT: Request = Request::iowr("UFFDIO_WRITEPROTECT", KIND, 0x06, 24);
 const CONTINUE: Request = Request::iowr("UFFDIO_CONTINUE", KIND, 0x07, 32);
-const POISON: Request = Request::iowr("UFFDIO_POISON", KIND, 0x08, 32);
+/// `UFFDIO_POISON`.
+pub const POISON: Request = Request::iowr("UFFDIO_POISON", KIND, 0x08, 32);
 
 /// `UFFD_API`.
 const VERSION: u64 = 0xaa;
@@ -231,12 +238,16 @@ impl Uffd {
         let mut bytes = [0; 32];
         put(&mut bytes, &[ram.address(), ram.len() as u64, mode]);
         ioctl(&self.fd, &REGISTER, bytes.as_mut_ptr().cast())?;
-        memory.push(ram.clone());
         let offered = long(&bytes, 24);
         if offered & needed != needed {
             let why = format!("of the calls {needed:#x} this memory has {offered:#x}");
+            // It has no number: nobody could give its faults back later.
+            let mut range = [0; 16];
+            put(&mut range, &[ram.address(), ram.len() as u64]);
+            let _ = ioctl(&self.fd, &UNREGISTER, range.as_mut_ptr().cast());
             return Err(Refusal::Nonsense(why));
         }
+        memory.push(ram.clone());
         Ok(memory.len() - 1)
     }
 

@@ -1,13 +1,14 @@
 //! `evenkeel status`, `pause`, `resume`, `stop`, `metrics`, and the other half of `snapshot --control`.
 
+use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evenkeel_monitor::control::client::ClientError;
 use evenkeel_monitor::control::protocol::{
-    Answer, Code, Event, Happened, Plug, Reply, Saved, Snapshot, Status, Vcpus,
+    Answer, Code, DiskHow, Event, Happened, Method, Plug, Reply, Saved, Snapshot, Status, Vcpus,
 };
 use evenkeel_monitor::control::{Client, Command};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,7 +33,7 @@ impl Ask {
         let mut client = connect(&self.socket)?;
         let limit = Duration::from_secs(self.wait.max(1));
         client.set_limit(Some(limit)).map_err(|e| failed(&self.socket, &e))?;
-        let answer = client.ask(command, None, &mut |_| {}).map_err(|e| failed(&self.socket, &e))?;
+        let answer = client.ask(command, &[], &mut |_| {}).map_err(|e| failed(&self.socket, &e))?;
         tell(answer, global)
     }
 }
@@ -55,23 +56,31 @@ impl PlugIn {
 }
 
 /// Saves a machine that runs into a file, which is whole or not there.
-pub fn snapshot(socket: &Path, to: &Path, global: Global) -> Result<u8, Failure> {
+pub fn snapshot(
+    socket: &Path,
+    to: &Path,
+    what: Snapshot,
+    copies: &[PathBuf],
+    global: Global,
+) -> Result<u8, Failure> {
     let mut client = connect(socket)?;
     // Progress is told by events. Where it is not wanted nobody has to read them.
     let bar = (global.format == Format::Text && std::io::stderr().is_terminal()).then(bar);
     if bar.is_some() {
-        client.ask(Command::Subscribe, None, &mut |_| {}).map_err(|e| failed(socket, &e))?;
+        client.ask(Command::Subscribe, &[], &mut |_| {}).map_err(|e| failed(socket, &e))?;
     }
     let mut answer = None;
-    let written = evenkeel_files::replace(to, |file| {
+    let mut files = vec![to.to_path_buf()];
+    files.extend_from_slice(copies);
+    let written = all_or_none(&files, &mut Vec::new(), &mut |files| {
         let mut happened = |event: Event| {
             if let (Some(bar), Happened::Progress(work)) = (&bar, event.event) {
                 bar.set_length(work.of);
                 bar.set_position(work.done);
             }
         };
-        let command = Command::Snapshot(Snapshot::default());
-        let asked = client.ask(command, Some(file.as_fd()), &mut happened);
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(File::as_fd).collect();
+        let asked = client.ask(Command::Snapshot(what.clone()), &fds, &mut happened);
         let done = match &asked {
             Ok(_) => Ok(()),
             Err(e) => Err(std::io::Error::other(e.to_string())),
@@ -87,6 +96,21 @@ pub fn snapshot(socket: &Path, to: &Path, global: Global) -> Result<u8, Failure>
         (_, Some(Err(e))) => Err(failed(socket, &e)),
         (Err(e), _) => Err(Failure::file(to, &e)),
         (Ok(()), None) => Err(Failure::file(to, &"nothing was written")),
+    }
+}
+
+/// New files under these names, the first one last: what it speaks of is there when it is.
+fn all_or_none(
+    paths: &[PathBuf],
+    open: &mut Vec<File>,
+    fill: &mut dyn FnMut(&[File]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    match paths.get(open.len()) {
+        None => fill(open),
+        Some(path) => evenkeel_files::replace(path, |file| {
+            open.push(file.try_clone()?);
+            all_or_none(paths, open, fill)
+        }),
     }
 }
 
@@ -139,16 +163,37 @@ fn tell(answer: Answer, global: Global) -> Result<u8, Failure> {
         Answer::Stopping(_) => "stopping\n".to_owned(),
         Answer::Subscribed(_) => String::new(),
         Answer::Metrics(metrics) => metrics.text,
-        Answer::Saved(Saved { bytes, seconds, paused_seconds }) => format!(
-            "saved: {bytes} bytes in {seconds:.3} s; the guest stood still for {:.3} ms of it\n",
-            paused_seconds * 1e3
-        ),
+        Answer::Saved(saved) => saved_words(&saved),
         Answer::Left(_) => String::new(),
         Answer::Error(refused) => {
             return Err(Failure { exit: 3, ..Failure::bad(refused.message, refused.hint) });
         }
     };
     output::print(&text).map(|()| 0)
+}
+
+fn saved_words(saved: &Saved) -> String {
+    let how = match saved.method {
+        Method::CopyBeforeWrite => "copy before write",
+        Method::LivePreCopy => "live pre-copy",
+        Method::StoodStill => "it stood still meanwhile",
+    };
+    let because = if saved.because.is_empty() { String::new() } else { format!(" ({})", saved.because) };
+    let mut text = format!(
+        "saved: {} bytes in {:.3} s; the guest stood still for {:.3} ms of it: {how}{because}\n",
+        saved.bytes,
+        saved.seconds,
+        saved.paused_seconds * 1e3
+    );
+    for disk in &saved.disks {
+        let how = match disk.how {
+            DiskHow::Reflinked => "copied at that instant, sharing its blocks",
+            DiskHow::Copied => "copied at that instant",
+            DiskHow::Left => "not copied",
+        };
+        text += &format!("{}: {how}\n", disk.name);
+    }
+    text
 }
 
 fn words(status: &Status) -> String {

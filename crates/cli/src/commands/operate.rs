@@ -1,21 +1,23 @@
 //! A machine that runs confined, and is operated through its control socket.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use evenkeel_memory::{Guard, Lazy, Loading};
 use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::confine::preflight::{Missing, Need, Passed};
 use evenkeel_monitor::confine::{Audited, Confinement, Mode, Thread};
 use evenkeel_monitor::control::metrics::Device;
 use evenkeel_monitor::control::protocol::{Leave, Phase, Saved, Vcpus};
-use evenkeel_monitor::control::{About, Operated, listen, serve};
+use evenkeel_monitor::control::{About, Operated, Targets, listen, serve};
 use evenkeel_monitor::{End, Error, Phase as Life};
-use evenkeel_sys::Live;
+use evenkeel_sys::{Live, Uffd};
 
+use super::guest::live::{Keeping, Saver};
 use crate::failure::Failure;
 
 /// How long listeners are given to hear of the end.
@@ -32,8 +34,8 @@ pub struct Operating {
     /// `enforce` if not given.
     #[arg(long, value_name = "HOW", value_parser = ["enforce", "audit", "off"])]
     confine: Option<String>,
-    /// An open descriptor in place of what this user may not open: `kvm`, `control` (a socket that listens). May be given
-    /// several times.
+    /// An open descriptor in place of what this user may not open: `kvm`, `control` (a socket that listens), `userfaultfd` (an open
+    /// /dev/userfaultfd, for snapshots that do not stop the guest, and `--lazy`). May be given several times.
     #[arg(long, value_name = "NAME=FD")]
     pass: Vec<String>,
 }
@@ -42,12 +44,13 @@ pub struct Operating {
 pub struct Operator {
     mode: Mode,
     listener: Option<UnixListener>,
+    /// For copy before write, where there is a socket to ask for a snapshot; or why there is none.
+    uffd: Option<Result<Uffd, String>>,
+    /// An open `/dev/userfaultfd` that was passed.
+    device: Option<OwnedFd>,
     /// How often its guest moved, and once more.
     pub epoch: u64,
 }
-
-/// Saves a machine that runs or stands into a file; tells bytes done and in all.
-pub type Save<'s> = dyn Fn(&mut File, &dyn Fn(u64, u64)) -> Result<Saved, Error> + Sync + 's;
 
 /// Does a step of a guest that moves away.
 pub type Leaves<'s> = dyn Fn(&Leave, Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> + Sync + 's;
@@ -71,7 +74,10 @@ impl Operating {
         let mode = match self.confine.as_deref() {
             Some("off") => Mode::Off,
             // It is written where the guest says, and a confined process opens nothing by then.
-            None if saves_to_path => Mode::Off,
+            None if saves_to_path => {
+                anstream::eprintln!("not confined: --snapshot opens its file while the guest runs");
+                Mode::Off
+            }
             Some("audit") => Mode::Audit,
             _ => Mode::Enforce,
         };
@@ -102,18 +108,33 @@ impl Operating {
             (None, Some(fd)) => Some(UnixListener::from(fd)),
             (Some(path), None) => Some(listen(path).map_err(|e| Failure::file(path, &e))?),
         };
+        let device = passed.get("userfaultfd");
+        let uffd = listener.is_some().then(|| {
+            let tried = Guard::descriptor(device.as_ref().map(AsFd::as_fd));
+            tried.map_err(|e| Need::Userfaultfd.missing(e))
+        });
+        let uffd = match uffd {
+            // Whoever passed it relies on it.
+            Some(Err(missing)) if device.is_some() => return Err(missing.into()),
+            Some(Err(missing)) => {
+                anstream::eprintln!("{missing}; {}", missing.remedy);
+                Some(Err(missing.to_string()))
+            }
+            Some(Ok(uffd)) => Some(Ok(uffd)),
+            None => None,
+        };
         let left = passed.left();
         if !left.is_empty() {
-            let hint = "names are `kvm` and `control`";
+            let hint = "names are `kvm`, `control` and `userfaultfd`";
             return Err(Failure::bad(format!("--pass: nothing here takes {}", left.join(", ")), hint));
         }
-        Ok(Operator { mode, listener, epoch: 1 })
+        Ok(Operator { mode, listener, uffd, device, epoch: 1 })
     }
 }
 
 struct Machine<'r, R> {
     pc: &'r R,
-    save: &'r Save<'r>,
+    saver: &'r Saver<'r, R>,
     leave: &'r Leaves<'r>,
 }
 
@@ -160,27 +181,39 @@ impl<R: Runs> Operated for Machine<'_, R> {
         self.pc.device_counts()
     }
 
-    fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
-        (self.save)(to, progress)
+    fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error> {
+        self.saver.save(to, progress)
     }
 
     fn leave(&self, step: &Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error> {
+        if matches!(step, Leave::Offer | Leave::Memory) {
+            // Who moves it reads its memory in its file.
+            self.saver.whole()?;
+        }
         (self.leave)(step, to)
     }
 }
 
 impl Operator {
+    /// An open `/dev/userfaultfd` that was passed.
+    pub fn userfaultfd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.as_ref().map(AsFd::as_fd)
+    }
+
     /// Runs a machine to its end, confined and operated. Everything that it needs is open.
     ///
     /// # Errors
     /// The process cannot be confined.
-    pub fn run(
+    pub fn run<R: Runs>(
         self,
-        pc: &impl Runs,
+        pc: &R,
         limit: Option<Duration>,
-        save: &Save<'_>,
+        keeping: Keeping<'_>,
+        loading: Option<Loading>,
         leave: &Leaves<'_>,
     ) -> Result<End, Failure> {
+        // A snapshot or a disk that grows too long fails, and the guest goes on.
+        evenkeel_sys::outlive_file_limit();
         let confinement = Confinement::begin(self.mode).map_err(|e| {
             let hint = "--confine off runs it unconfined";
             Failure { exit: 3, ..Failure::bad(format!("the process cannot be confined: {e}"), hint) }
@@ -193,7 +226,12 @@ impl Operator {
         let (vcpus, memory_bytes) = (board.vcpus, board.memory);
         let about =
             About { vcpus, memory_bytes, epoch: self.epoch, confinement: confinement.report().clone() };
-        let machine = Machine { pc, save, leave };
+        // It is kept while the guest runs: without it, what is missing is zero.
+        let loading = loading.map(|loading| load(pc, loading, &confinement)).transpose()?;
+        let filling = loading.as_ref().map(Lazy::watch);
+        let uffd = self.uffd.unwrap_or_else(|| Err("there is no control socket".to_owned()));
+        let saver = Saver::new(pc, keeping, uffd, filling, &confinement).map_err(|e| failed(&e))?;
+        let machine = Machine { pc, saver: &saver, leave };
         let served = self.listener.map(|listener| serve(listener, about, pc.metrics().clone())).transpose();
         let served = served.map_err(|e| failed(&e))?;
         let end = std::thread::scope(|scope| {
@@ -225,11 +263,14 @@ impl Operator {
                 }
             }
             let end = pc.run(limit);
+            // Nobody waits for the rest of its memory any more, and who wants all of it hears that it will not be there.
+            drop(loading);
             if let Some(ending) = ending {
                 ending.end(LAST_WORDS);
             }
             Ok(end)
         })?;
+        drop(saver);
         if self.mode == Mode::Audit {
             // Threads are joined a moment before they make their last calls.
             std::thread::park_timeout(Duration::from_millis(200));
@@ -239,6 +280,19 @@ impl Operator {
         }
         Ok(end)
     }
+}
+
+/// Begins to fill a machine's memory, by threads that are confined. One that is damaged ends the machine.
+fn load(pc: &impl Runs, loading: Loading, confinement: &Confinement) -> Result<Lazy, Failure> {
+    let (damaged, unconfined) = (pc.life().clone(), pc.life().clone());
+    let alarm = move |e: &evenkeel_memory::Error| damaged.fail(format!("memory: {e}"));
+    let confinement = confinement.clone();
+    let enter = move || {
+        if let Err(error) = confinement.enter(Thread::Memory) {
+            unconfined.fail(format!("a thread cannot be confined: {error}"));
+        }
+    };
+    loading.start(alarm, enter).map_err(|e| failed(&e))
 }
 
 fn tell(audited: &Audited) -> Result<(), Failure> {

@@ -112,6 +112,8 @@ impl One {
 impl Restore {
     /// Restores each.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
+        // First of all: what was passed is what this host is asked through.
+        let operator = self.machine.run.then(|| self.machine.running.operator()).transpose()?;
         // Of this host is asked once, and only if something may have to be rewritten.
         let here = if self.no_translators { None } else { Some(evenkeel_hosts::capture_here()?) };
         let mut told = Restored {
@@ -119,11 +121,11 @@ impl Restore {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             guests: Vec::new(),
         };
-        if self.machine.run {
+        if let Some(operator) = operator {
             let [path] = &self.capsules[..] else {
                 return Err(Failure::bad(format!("{} capsules to run", self.capsules.len()), "name one"));
             };
-            return self.go_on(path, here.as_ref(), told);
+            return self.go_on(path, here.as_ref(), operator, told);
         }
         for path in &self.capsules {
             told.guests.push(self.one(path, here.as_ref(), &told.kernel)?);

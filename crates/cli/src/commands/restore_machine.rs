@@ -11,6 +11,7 @@ use super::guest::{
     Running,
     revive::{self, Found, Here},
 };
+use super::operate::Operator;
 use super::restore::{Restore, Restored, lost, one_of, open, rewritten, text};
 use crate::failure::Failure;
 use crate::output;
@@ -21,6 +22,10 @@ pub struct Options {
     /// Let a guest of `evenkeel run` go on, its first serial port on standard output: one capsule.
     #[arg(long)]
     pub(super) run: bool,
+    /// Let it go on before its memory is there: what it wants is read and verified first, the rest meanwhile. Needs a userfaultfd that
+    /// takes the kernel's faults, and the capsule as it is until all is there.
+    #[arg(long, requires = "run", conflicts_with = "snapshot")]
+    pub(super) lazy: bool,
     /// Facets of its contract that this host need not keep.
     #[arg(long, value_name = "FACET", requires = "run")]
     pub(super) waive: Vec<String>,
@@ -37,6 +42,7 @@ impl Restore {
         &self,
         path: &Path,
         here: Option<&Surface>,
+        operator: Operator,
         mut told: Restored,
     ) -> Result<u8, Failure> {
         let (mut reader, guest) = open(path)?;
@@ -71,10 +77,16 @@ impl Restore {
                 }
             }
         }
-        let ram = revive::memory(&mut reader, &board, path)?;
+        let (ram, loading) = match self.machine.lazy {
+            true => {
+                let (ram, loading) = revive::lazily(&mut reader, &board, path, operator.userfaultfd())?;
+                (ram, Some(loading))
+            }
+            false => (revive::memory(&mut reader, &board, path)?, None),
+        };
         drop(reader);
         let claim = self.claim(path, &guest, &told.kernel)?;
-        let found = Found { path, guest: &guest, image: &image, board, records, ram };
+        let found = Found { path, guest: &guest, image: &image, board, records, ram, loading };
         let how = Here {
             surface,
             waive: &self.machine.waive,
@@ -82,7 +94,7 @@ impl Restore {
             running: &self.machine.running,
         };
         let mut ran = false;
-        let ended = revive::revive(found, &how, one, &mut ran, |one| {
+        let ended = revive::revive(found, &how, one, &mut ran, operator, |one| {
             told.guests.push(one.clone());
             anstream::eprint!("{}", text(&told));
             match &self.output {

@@ -106,6 +106,6 @@ impl Run {
         let pc = Pc::pluggable(&machine, &vcpus, self.vcpus, devices, console, &mut boot);
         let pc = pc.map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
-        drive(&pc, &noting, &luggage, &self.running, &heard, operator)
+        drive(&pc, &noting, &luggage, &self.running, &heard, operator, None)
     }
 }

@@ -117,6 +117,6 @@ impl Run {
         let (console, heard) = Console::new(self.running.snapshot_at.as_deref());
         let virt = Virt::new(&machine, devices, console, &mut boot).map_err(|e| failed(&e))?;
         let luggage = Luggage::new(promised, &[], &host);
-        drive(&virt, &noting, &luggage, &self.running, &heard, operator)
+        drive(&virt, &noting, &luggage, &self.running, &heard, operator, None)
     }
 }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use evenkeel_capsule::{Id, Layout, Provenance, Region, Section, Slices};
+use evenkeel_monitor::control::protocol::{self as control, Disks};
 use evenkeel_state::file::Guest;
 use evenkeel_witness::moved::{SEEN, STOPPED};
 
@@ -17,9 +18,15 @@ pub struct Snapshot {
     /// Where to write the capsule.
     #[arg(short, long, value_name = "FILE.capsule")]
     output: PathBuf,
-    /// Save the machine that has this control socket instead: one that runs is paused for it, and goes on.
+    /// Save the machine that has this control socket instead: one that runs is paused for a moment, and goes on.
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["contract", "shape", "vcpus", "lazy", "compress"])]
     control: Option<PathBuf>,
+    /// Copy a disk of the machine into this file, as it is at the instant of the snapshot: one for each disk, in their order.
+    #[arg(long, value_name = "FILE", requires = "control")]
+    disk_copy: Vec<PathBuf>,
+    /// The guest goes on writing to its disks, and they are not copied: whoever restores has to have them as they were.
+    #[arg(long, requires = "control", conflicts_with = "disk_copy")]
+    leave_disks: bool,
     /// Run the guest under this contract, in its shape.
     #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     contract: Option<PathBuf>,
@@ -61,7 +68,13 @@ impl Snapshot {
     /// Saves.
     pub fn run(self, global: Global) -> Result<u8, Failure> {
         if let Some(socket) = &self.control {
-            return super::control::snapshot(socket, &self.output, global);
+            let disks = match (self.disk_copy.is_empty(), self.leave_disks) {
+                (false, _) => Disks::Copy,
+                (true, true) => Disks::Leave,
+                (true, false) => Disks::Refuse,
+            };
+            let what = control::Snapshot { path: None, disks };
+            return super::control::snapshot(socket, &self.output, what, &self.disk_copy, global);
         }
         let contract = self.contract.as_deref().map(super::contract).transpose()?;
         let wanted = Wanted {

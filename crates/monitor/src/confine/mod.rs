@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 /// Arenas of the allocator: as many as there are kinds of threads that allocate much.
 const ARENAS: u16 = 4;
+/// As long as a thread may be seen after it was joined.
+const LINGERS: std::time::Duration = std::time::Duration::from_millis(200);
 
 pub use audit::{Audit, Audited};
 pub use rules::Thread;
@@ -122,7 +124,14 @@ impl Confinement {
             return Ok(Confinement::off());
         }
         // A thread that exists would keep what it has. Where there is no /proc nobody can tell.
-        let others = std::fs::read_dir("/proc/self/task").map_or(0, |tasks| tasks.count().saturating_sub(1));
+        let count =
+            || std::fs::read_dir("/proc/self/task").map_or(0, |tasks| tasks.count().saturating_sub(1));
+        let (begin, mut others) = (std::time::Instant::now(), count());
+        // One that was joined is there for a moment more.
+        while others > 0 && begin.elapsed() < LINGERS {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            others = count();
+        }
         if others > 0 {
             return Err(Error::Threads(others));
         }

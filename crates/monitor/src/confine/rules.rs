@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use evenkeel_sys::requests as r;
+use evenkeel_sys::{requests as r, uffd};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
@@ -23,13 +23,16 @@ pub enum Thread {
     Control,
     /// Pauses, resumes and saves the machine.
     Snapshot,
+    /// Deals with faults in guest memory: of those who write while it is saved, and of those who want what is not loaded yet.
+    Memory,
     /// Started the others, and waits for the end.
     Main,
 }
 
 impl Thread {
     /// All of them.
-    pub const ALL: [Thread; 5] = [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+    pub const ALL: [Thread; 6] =
+        [Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory, Thread::Main];
 
     /// Its name, in messages and documents.
     pub const fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Thread {
             Thread::Io => "io",
             Thread::Control => "control",
             Thread::Snapshot => "snapshot",
+            Thread::Memory => "memory",
             Thread::Main => "main",
         }
     }
@@ -126,16 +130,22 @@ const fn with(
 
 const VCPU: &[Thread] = &[Thread::Vcpu];
 const IO: &[Thread] = &[Thread::Io];
-const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
+const THREADS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory];
+/// All but those that only deal with faults.
+const BUSY: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+/// Those that run or stop vCPUs.
+const MOVERS: &[Thread] = &[Thread::Vcpu, Thread::Io, Thread::Control, Thread::Snapshot];
 /// Those that wait for nothing with ppoll otherwise.
 const QUIET: &[Thread] = &[Thread::Vcpu, Thread::Snapshot, Thread::Main];
-const CLOSERS: &[Thread] = &[Thread::Io, Thread::Control, Thread::Snapshot, Thread::Main];
+const CLOSERS: &[Thread] = &[Thread::Io, Thread::Control, Thread::Snapshot, Thread::Memory, Thread::Main];
 const CONTROL: &[Thread] = &[Thread::Control];
 const SNAPSHOT: &[Thread] = &[Thread::Snapshot];
+const MEMORY: &[Thread] = &[Thread::Memory];
 const MAIN: &[Thread] = &[Thread::Main];
 const ALL: &[Thread] = &Thread::ALL;
 const DEVICES: &[Thread] = &[Thread::Vcpu, Thread::Io];
 
+const FICLONE: u32 = 0x4004_9409;
 const TCGETS: u32 = 0x5401;
 const PROT_EXEC: u32 = 4;
 const ALLOCATOR: &str = "the allocator asks only when what it has is used up";
@@ -144,6 +154,11 @@ const CHECKED: &str = "builds with debug assertions look, others do not";
 const SETTLES: &str = "only with local timers to settle";
 const NO_DRIVER: &str = "only with a guest that has a driver for the device";
 const NEWER: &str = "older kernels have not got it, or not for this VM";
+const UFFD: &str = "only with a userfaultfd that takes faults of the kernel";
+const LAZY: &str = "only where a guest is restored before its memory is there";
+const LOGGED: &str = "only when a guest moves away, or where copy before write cannot be";
+const COPIED: &str = "only where copy before write cannot be, or with a disk that is to be copied";
+const DISKS: &str = "only where the guest has a disk, and it is to be copied";
 const MOVES: &str = "only when a guest moves away";
 const STATE: &str = "what a vCPU or the VM is at";
 const CLOCK: &str = "only where the clock cannot be read without a call, as under some hypervisors";
@@ -151,12 +166,14 @@ const CLOCK: &str = "only where the clock cannot be read without a call, as unde
 /// All rules.
 pub const RULES: &[Rule] = &[
     // What every thread does.
-    any("futex", ALL, "locks and condition variables"),
+    any("futex", BUSY, "locks and condition variables"),
+    any("futex", MEMORY, "locks and condition variables").seldom("only when two meet at a lock"),
     any(
         "write",
-        ALL,
+        BUSY,
         "standard error and output, bells, the file of a snapshot: what is open is all there is",
     ),
+    any("write", MEMORY, "the bell that tells of the end of a machine whose memory is damaged").seldom(LAZY),
     with("mmap", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     with("mprotect", Only::Without(2, PROT_EXEC), "without exec", ALL, "the allocator").seldom(ALLOCATOR),
     any("munmap", ALL, "the allocator").seldom(ALLOCATOR),
@@ -178,7 +195,7 @@ pub const RULES: &[Rule] = &[
     any("getpid", VCPU, "a vCPU that settles sends itself the signal"),
     any("gettid", VCPU, "a vCPU that settles sends itself the signal"),
     ioctl(&r::KVM_SET_SIGNAL_MASK, VCPU, "a vCPU settles").seldom(SETTLES),
-    with("tgkill", Only::Own(0), "in this process", THREADS, "takes vCPUs out of KVM_RUN, also at the end"),
+    with("tgkill", Only::Own(0), "in this process", MOVERS, "takes vCPUs out of KVM_RUN, also at the end"),
     with("tgkill", Only::Own(0), "in this process", MAIN, "takes vCPUs out of KVM_RUN at the end")
         .seldom("only when the time is over"),
     // Devices.
@@ -211,10 +228,6 @@ pub const RULES: &[Rule] = &[
     any("flock", SNAPSHOT, "the disks, which another process may use, or which are used here")
         .seldom("only with a disk"),
     with("fcntl", Only::Is(1, 1030), "F_DUPFD_CLOEXEC", SNAPSHOT, "the file of its memory").seldom(MOVES),
-    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged").seldom(MOVES),
-    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(MOVES),
-    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
-    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(MOVES),
     ioctl(&r::KVM_CHECK_EXTENSION, SNAPSHOT, "what there is to be saved"),
     #[cfg(target_arch = "x86_64")]
     ioctl(&r::KVM_GET_MSR_INDEX_LIST, SNAPSHOT, STATE),
@@ -253,6 +266,31 @@ pub const RULES: &[Rule] = &[
     ioctl(&r::KVM_GET_TSC_KHZ, SNAPSHOT, STATE),
     ioctl(&r::KVM_GET_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
     ioctl(&r::KVM_HAS_DEVICE_ATTR, SNAPSHOT, STATE).seldom(NEWER),
+    any("pread64", SNAPSHOT, "memory, which is read through its file").seldom("only of a machine that runs"),
+    ioctl(&uffd::REGISTER, SNAPSHOT, "guards memory, at the first snapshot").seldom(UFFD),
+    ioctl(&uffd::WRITEPROTECT, SNAPSHOT, "guards memory, and gives it free").seldom(UFFD),
+    any("pwrite64", SNAPSHOT, "a copy of memory, or of a disk").seldom(COPIED),
+    // Memory that is copied while it is written to.
+    ioctl(&r::KVM_SET_USER_MEMORY_REGION, SNAPSHOT, "what the guest writes is logged, or no longer")
+        .seldom(LOGGED),
+    ioctl(&r::KVM_ENABLE_CAP, SNAPSHOT, "the log of writes is cleared by hand").seldom(LOGGED),
+    ioctl(&r::KVM_GET_DIRTY_LOG, SNAPSHOT, "what the guest wrote").seldom(LOGGED),
+    ioctl(&r::KVM_CLEAR_DIRTY_LOG, SNAPSHOT, "what the guest writes from now on").seldom(LOGGED),
+    with("ioctl", Only::Is(1, FICLONE), "FICLONE", SNAPSHOT, "a disk of that instant").seldom(DISKS),
+    // Faults in guest memory.
+    any("ppoll", MEMORY, "waits for those who wait").seldom(UFFD),
+    any("read", MEMORY, "who waits").seldom(UFFD),
+    any("pread64", MEMORY, "memory that is about to be written to; the capsule that it is loaded from")
+        .seldom(UFFD),
+    ioctl(&uffd::WRITEPROTECT, MEMORY, "gives free what was copied").seldom(UFFD),
+    ioctl(&uffd::WAKE, MEMORY, "who waits for what is there looks again").seldom(UFFD),
+    ioctl(&uffd::COPY, MEMORY, "what was loaded and verified").seldom(LAZY),
+    ioctl(&uffd::ZEROPAGE, MEMORY, "memory that was saved as zero").seldom(LAZY),
+    ioctl(&uffd::POISON, MEMORY, "memory whose chunk is damaged").seldom(LAZY),
+    ioctl(&uffd::UNREGISTER, MEMORY, "all is there").seldom(LAZY),
+    any("clock_nanosleep", MEMORY, "a guest that begins has the CPUs first").seldom(LAZY),
+    with("tgkill", Only::Own(0), "in this process", MEMORY, "ends a machine whose memory is damaged")
+        .seldom(LAZY),
     // The end: after the audit was told.
     with("ioctl", Only::Is(1, TCGETS), "TCGETS", MAIN, "whether standard error is a terminal, for colours")
         .seldom("only when it ends with an error"),

@@ -12,6 +12,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+use super::connection::PASSED;
 use super::protocol::{Answer, Command, Event, Line, Refused, Request};
 
 /// The longest line that is taken from a machine.
@@ -90,7 +91,7 @@ impl Client {
     pub fn ask(
         &mut self,
         command: Command,
-        passed: Option<BorrowedFd<'_>>,
+        passed: &[BorrowedFd<'_>],
         happened: &mut dyn FnMut(Event),
     ) -> Result<Answer, ClientError> {
         let id = self.next;
@@ -99,11 +100,15 @@ impl Client {
         let mut line = serde_json::to_vec(&request).map_err(|e| ClientError::Nonsense(e.to_string()))?;
         line.push(b'\n');
         let mut sent = 0;
-        if let Some(fd) = passed {
-            let fds = [fd];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        if passed.len() > PASSED {
+            return Err(ClientError::Io(io::Error::other(format!(
+                "more than {PASSED} files with a request"
+            ))));
+        }
+        if !passed.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            ancillary.push(SendAncillaryMessage::ScmRights(passed));
             let parts = [IoSlice::new(&line)];
             sent = sendmsg(&self.socket.get_ref().socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
                 .map_err(io::Error::from)?;

@@ -19,6 +19,8 @@ use super::protocol::{Code, Event, Happened, LONGEST, Line, Lost, Refused};
 
 /// Bytes that a client may leave unread before it is not listened to any more, and before events are not kept for it.
 const UNREAD: usize = 256 << 10;
+/// As many descriptors come with a line: that of a snapshot, and those of copies of disks.
+pub const PASSED: usize = 10;
 /// For how long it may take nothing of what it is sent.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +31,7 @@ pub struct Connection {
     socket: UnixStream,
     input: Vec<u8>,
     output: VecDeque<u8>,
-    passed: Option<OwnedFd>,
+    passed: Vec<OwnedFd>,
     /// Descriptors that go with a byte of the output, each with how many bytes of it come before.
     attached: VecDeque<(usize, OwnedFd)>,
     /// It is told what happens.
@@ -55,7 +57,7 @@ impl Connection {
             socket,
             input: Vec::new(),
             output: VecDeque::new(),
-            passed: None,
+            passed: Vec::new(),
             attached: VecDeque::new(),
             subscribed: false,
             waits: 0,
@@ -81,7 +83,7 @@ impl Connection {
     /// It is gone.
     pub fn receive(&mut self) -> Result<(), Gone> {
         let mut bytes = [0; LONGEST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -92,8 +94,8 @@ impl Connection {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                // One that nothing used is closed by this.
-                self.passed = fds.last().or(self.passed.take());
+                // What nothing used is closed by this.
+                self.passed = fds.collect();
             }
         }
         if got.bytes == 0 {
@@ -102,7 +104,7 @@ impl Connection {
         self.active = Instant::now();
         self.input.extend_from_slice(&bytes[..got.bytes]);
         if got.flags.contains(ReturnFlags::CTRUNC) {
-            self.close(Refused::new(Code::TooLong, "more than one descriptor with a line"));
+            self.close(Refused::new(Code::TooLong, format!("more than {PASSED} descriptors with a line")));
         }
         Ok(())
     }
@@ -133,16 +135,24 @@ impl Connection {
         self.hears() && self.input.contains(&b'\n')
     }
 
-    /// The file that was passed, if a snapshot can go there.
+    /// The file that was passed, if a snapshot can go there, and those behind it.
     ///
     /// # Errors
-    /// There is none, or it is none that one can go to.
-    pub fn target(&mut self) -> Result<File, Refused> {
+    /// There is none, or one that nothing can go to.
+    pub fn targets(&mut self) -> Result<Vec<File>, Refused> {
+        let passed = std::mem::take(&mut self.passed);
+        if passed.is_empty() {
+            return Err(Refused::new(Code::Target, "no descriptor came with the line")
+                .hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)"));
+        }
+        passed.into_iter().map(Connection::target).collect()
+    }
+
+    fn target(fd: OwnedFd) -> Result<File, Refused> {
         let refused = |why: &str| {
             Refused::new(Code::Target, why)
                 .hinting("pass a new file, open for writing, with the line (SCM_RIGHTS)")
         };
-        let fd = self.passed.take().ok_or_else(|| refused("no descriptor came with the line"))?;
         let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
         // A pipe or a terminal that nobody reads would hold up everybody else's work.
         if kind != Ok(FileType::RegularFile) {
@@ -202,7 +212,7 @@ impl Connection {
         }));
         self.closing = true;
         self.input = Vec::new();
-        self.passed = None;
+        self.passed.clear();
     }
 
     /// Writes what it takes now.

@@ -33,7 +33,7 @@ pub use server::Server;
 pub use worker::Worker;
 
 use mover::Mover;
-use protocol::{Answer, Leave, Phase, Saved, Vcpus, Work};
+use protocol::{Answer, Disks, Leave, Phase, Saved, Vcpus, Work};
 
 /// As many jobs wait for the worker.
 const WAITING: usize = 8;
@@ -70,11 +70,12 @@ pub trait Operated: Sync {
     /// What its devices did. Comes back at once: what cannot be looked at now is told as it was the last time.
     fn devices(&self) -> Vec<metrics::Device>;
 
-    /// Saves it into a file, wherever its life is, and leaves it there; tells bytes done and bytes in all.
+    /// Saves it into the first file, and its disks, if they are to be copied, into the others. Wherever its life is, it is left
+    /// there. Tells bytes done and bytes in all.
     ///
     /// # Errors
-    /// It cannot be saved, or the file takes no more.
-    fn save(&self, to: &mut File, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error>;
+    /// It cannot be saved, or a file takes no more.
+    fn save(&self, to: &mut Targets, progress: &dyn Fn(u64, u64)) -> Result<Saved, Error>;
 
     /// A step of a move: [`protocol::Leave`] but for who may ask for it. What is written goes into `to`, and a descriptor that is
     /// returned goes to the mover; with it, how many bytes there are.
@@ -82,6 +83,17 @@ pub trait Operated: Sync {
     /// # Errors
     /// It was not done.
     fn leave(&self, step: &protocol::Leave, to: Option<&mut File>) -> Result<(u64, Option<OwnedFd>), Error>;
+}
+
+/// Where a snapshot goes.
+#[derive(Debug)]
+pub struct Targets {
+    /// The capsule, empty.
+    pub file: File,
+    /// What becomes of disks that a guest which runs writes to.
+    pub disks: Disks,
+    /// Where they are copied to.
+    pub copies: Vec<File>,
 }
 
 /// What does not change about a machine.
@@ -108,9 +120,9 @@ struct Job {
 enum Task {
     Pause,
     Resume,
-    Save(File),
+    Save(Targets),
+    SaveUnder(String, Disks, Vec<File>),
     Leave(Leave, Option<File>),
-    SaveUnder(String),
 }
 
 /// What came of a job.

@@ -80,6 +80,27 @@ pub struct Snapshot {
     /// A path, as the monitor sees it: only where it is not confined. Without one, a descriptor comes with the line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// What becomes of disks that the guest writes to, if it runs: its memory is only of use with what is on them at the same instant.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub disks: Disks,
+}
+
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
+}
+
+/// What becomes of disks when a machine that runs is saved, and goes on writing to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disks {
+    /// The snapshot is refused, if there is such a disk.
+    #[default]
+    Refuse,
+    /// Each is copied within the pause, into the files that come with the line behind that of the snapshot, in the order of the
+    /// machine's disks: shared blocks (reflink) where the file system can, else byte by byte while the guest stands still.
+    Copy,
+    /// Whoever asks sees to them.
+    Leave,
 }
 
 /// How many vCPUs a guest is to have.
@@ -161,7 +182,7 @@ pub struct Took {
 }
 
 /// A machine was saved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
     /// The length of the file.
@@ -170,6 +191,49 @@ pub struct Saved {
     pub seconds: f64,
     /// For how long of that the guest stood still, in seconds; nothing if it was paused before.
     pub paused_seconds: f64,
+    /// How memory of one instant was come by.
+    pub method: Method,
+    /// Why by no better one; nothing where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub because: String,
+    /// What became of disks that the guest writes to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<SavedDisk>,
+}
+
+/// How memory of one instant is come by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The guest went on at once; what it wanted to write to was copied before (userfaultfd).
+    CopyBeforeWrite,
+    /// It was copied before the pause, and what was written meanwhile within it (KVM's dirty log).
+    LivePreCopy,
+    /// The guest stood still until all was written.
+    #[default]
+    StoodStill,
+}
+
+/// A disk that the guest writes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SavedDisk {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub how: DiskHow,
+}
+
+/// What became of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskHow {
+    /// The copy shares its blocks.
+    Reflinked,
+    /// It was copied byte by byte.
+    Copied,
+    /// Nothing: the guest goes on writing to it, or stands.
+    Left,
 }
 
 /// A step of a move is done.
@@ -317,6 +381,8 @@ pub enum Code {
     Busy,
     /// The descriptor or path is none that a snapshot can go to.
     Target,
+    /// The guest goes on writing to its disks, and nobody said what becomes of them.
+    Disks,
     /// The process cannot open paths any more.
     Confined,
     /// Not from where the machine is.

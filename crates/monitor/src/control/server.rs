@@ -11,10 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::connection::{Connection, is_ours};
 use super::mover::Mover;
 use super::protocol::{
-    Answer, Code, Command, Event, Happened, Leave, Line, Metrics as Text, Nothing, PROTOCOL, Phase, Phased,
-    Refused, Reply, Request, Status, Work,
+    Answer, Code, Command, Disks, Event, Happened, Leave, Line, Metrics as Text, Nothing, PROTOCOL, Phase,
+    Phased, Refused, Reply, Request, Status, Work,
 };
-use super::{About, Done, Job, Metrics, Operated, Shared, Task, lock};
+use super::{About, Done, Job, Metrics, Operated, Shared, Targets, Task, lock};
 use crate::confine::Mode;
 
 /// As many clients are served at once.
@@ -235,8 +235,8 @@ impl Server {
                 });
             }
             Command::Leave(step) => match step {
-                Leave::Offer | Leave::Written | Leave::State => match client.target() {
-                    Ok(file) => Task::Leave(step, Some(file)),
+                Leave::Offer | Leave::Written | Leave::State => match client.targets() {
+                    Ok(files) => Task::Leave(step, files.into_iter().next()),
                     Err(why) => return Some(Answer::Error(why)),
                 },
                 _ => Task::Leave(step, None),
@@ -244,15 +244,25 @@ impl Server {
             Command::Pause => Task::Pause,
             Command::Resume => Task::Resume,
             Command::Snapshot(to) => match to.path {
-                None => match client.target() {
-                    Ok(file) => Task::Save(file),
+                None => match client.targets() {
+                    Ok(mut files) => {
+                        let copies = files.split_off(1);
+                        match files.pop() {
+                            Some(file) => Task::Save(Targets { file, disks: to.disks, copies }),
+                            None => return None,
+                        }
+                    }
                     Err(why) => return Some(Answer::Error(why)),
                 },
                 Some(_) if self.about.confinement.mode != Mode::Off => {
                     let why = Refused::new(Code::Confined, "this process cannot open paths any more");
                     return Some(Answer::Error(why.hinting("pass an open file with the line (SCM_RIGHTS)")));
                 }
-                Some(path) => Task::SaveUnder(path),
+                Some(path) => match (to.disks, client.targets()) {
+                    (Disks::Copy, Ok(copies)) => Task::SaveUnder(path, to.disks, copies),
+                    (Disks::Copy, Err(why)) => return Some(Answer::Error(why)),
+                    (disks, _) => Task::SaveUnder(path, disks, Vec::new()),
+                },
             },
         };
         match self.jobs.try_send(Job { client: client.number, id: request.id, task }) {

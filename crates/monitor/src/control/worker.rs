@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Code, Leave, Left, Phase, Refused, Saved, Took, Work};
-use super::{Done, Job, Metrics, Operated, Shared, Task, lock};
+use super::protocol::{Answer, Code, Disks, Leave, Left, Phase, Refused, Saved, Took, Work};
+use super::{Done, Job, Metrics, Operated, Shared, Targets, Task, lock};
 use crate::Error;
 
 /// How often the worker looks whether the machine is over.
 const LOOK: Duration = Duration::from_millis(250);
+/// What to do about disks that a guest goes on writing to.
+const DISKS: &str = "--disk-copy FILE for each (`\"disks\":\"copy\"`, with open files) copies them within the pause; or pause \
+                     the machine before; or --leave-disks (`\"disks\":\"leave\"`), if you see to them";
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 
@@ -52,7 +55,7 @@ impl Worker {
         let name = match job.task {
             Task::Pause => "pause",
             Task::Resume => "resume",
-            Task::Save(_) | Task::SaveUnder(_) => "snapshot",
+            Task::Save(_) | Task::SaveUnder(..) => "snapshot",
             Task::Leave(..) => "move",
         };
         *lock(&self.shared.work) = Some(Work { name: name.to_owned(), done: 0, of: 0 });
@@ -67,8 +70,8 @@ impl Worker {
                 }
                 Answer::Resumed(Took { seconds: begin.elapsed().as_secs_f64() })
             }),
-            Task::Save(mut file) => self.save(machine, &mut file),
-            Task::SaveUnder(path) => self.save_under(machine, &path),
+            Task::Save(mut to) => self.save(machine, &mut to),
+            Task::SaveUnder(path, disks, copies) => self.save_under(machine, &path, disks, copies),
             Task::Leave(step, mut to) => self.leave(machine, &step, to.as_mut()).map(|(bytes, passed)| {
                 fd = passed;
                 Answer::Left(Left { bytes, seconds: begin.elapsed().as_secs_f64() })
@@ -77,8 +80,11 @@ impl Worker {
         *lock(&self.shared.work) = None;
         let answer = answer.unwrap_or_else(|error| {
             self.metrics.failed();
-            let code = if machine.phase().0 == Phase::Ended { Code::Phase } else { Code::Failed };
-            Answer::Error(Refused::new(code, error.to_string()))
+            let ended = machine.phase().0 == Phase::Ended;
+            Answer::Error(match error {
+                Error::Disks(why) if !ended => Refused::new(Code::Disks, why).hinting(DISKS),
+                error => Refused::new(if ended { Code::Phase } else { Code::Failed }, error.to_string()),
+            })
         });
         // The server outlives what it asked for, or the machine is over.
         let _ = self.finished.send(Done { client: job.client, id: job.id, answer, fd });
@@ -119,9 +125,11 @@ impl Worker {
         Ok((0, None))
     }
 
-    fn save(&self, machine: &dyn Operated, file: &mut File) -> Result<Answer, Error> {
+    fn save(&self, machine: &dyn Operated, to: &mut Targets) -> Result<Answer, Error> {
         let io = |e: std::io::Error| Error::Control(format!("the snapshot's file: {e}"));
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+        for file in std::iter::once(&mut to.file).chain(&mut to.copies) {
+            file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+        }
         let begin = Instant::now();
         let mut told = None;
         let told = std::cell::RefCell::new(&mut told);
@@ -134,8 +142,10 @@ impl Worker {
             *lock(&self.shared.work) = Some(Work { name: "snapshot".to_owned(), done, of });
             self.shared.ring();
         };
-        let saved = machine.save(file, &progress)?;
-        file.sync_data().map_err(io)?;
+        let saved = machine.save(to, &progress)?;
+        for file in std::iter::once(&to.file).chain(&to.copies) {
+            file.sync_data().map_err(io)?;
+        }
         let took = begin.elapsed();
         self.metrics.saved(took, saved.bytes);
         if saved.paused_seconds > 0.0 {
@@ -144,10 +154,17 @@ impl Worker {
         Ok(Answer::Saved(Saved { seconds: took.as_secs_f64(), ..saved }))
     }
 
-    fn save_under(&self, machine: &dyn Operated, path: &str) -> Result<Answer, Error> {
+    fn save_under(
+        &self,
+        machine: &dyn Operated,
+        path: &str,
+        disks: Disks,
+        copies: Vec<File>,
+    ) -> Result<Answer, Error> {
         let mut outcome = None;
         let written = evenkeel_files::replace(Path::new(path), |file| {
-            let saved = self.save(machine, file);
+            let saved = file.try_clone().map_err(|e| Error::Control(format!("{path}: {e}")));
+            let saved = saved.and_then(|file| self.save(machine, &mut Targets { file, disks, copies }));
             let done = match &saved {
                 Ok(_) => Ok(()),
                 Err(e) => Err(std::io::Error::other(e.to_string())),

@@ -11,7 +11,7 @@ use evenkeel_sys::{Ram, Vm};
 
 use super::{PLUG_IRQ, Pc, lock};
 use crate::Error;
-use crate::board::{self, Board, Placed, Record, Records, Runs, SavedMachine};
+use crate::board::{self, Board, Disk, Placed, Record, Records, Runs, SavedMachine};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::devices::serial::PORTS;
@@ -79,6 +79,10 @@ impl<W: Write + Send> Runs for Pc<'_, '_, W> {
 
     fn vm(&self) -> &Vm<'_> {
         self.machine.vm()
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, Error> {
+        lock(&self.devices).virtio.transports().filter_map(|transport| transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {

@@ -11,7 +11,7 @@ use evenkeel_sys::{Ram, Vm};
 
 use super::{SERIAL, Virt, lock};
 use crate::Error;
-use crate::board::{self, Board, Placed, Record, Records, Runs, SavedMachine};
+use crate::board::{self, Board, Disk, Placed, Record, Records, Runs, SavedMachine};
 use crate::confine::Confinement;
 use crate::control::metrics::{self, Metrics};
 use crate::life::{End, Life, Phase};
@@ -63,6 +63,10 @@ impl<W: Write + Send> Runs for Virt<'_, '_, W> {
 
     fn vm(&self) -> &Vm<'_> {
         self.machine.vm()
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, Error> {
+        lock(&self.devices).virtio.transports().filter_map(|transport| transport.device().disk()).collect()
     }
 
     fn life(&self) -> &Life {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use evenkeel_memory::Loading;
 use evenkeel_monitor::board::Runs;
 use evenkeel_monitor::control::protocol::Leave;
 use evenkeel_monitor::{End, Life};
@@ -12,7 +13,8 @@ use evenkeel_state::Noting;
 
 use super::super::operate::Operator;
 use super::leave::Leaver;
-use super::save::{Luggage, save, save_to};
+use super::live::Keeping;
+use super::save::{Luggage, save};
 use super::{Running, failed};
 use crate::failure::Failure;
 
@@ -62,7 +64,7 @@ impl Write for Console {
     }
 }
 
-/// Runs a machine to its end, or saves it on the way.
+/// Runs a machine to its end, or saves it on the way. `loading`: its memory, as far as it is not there yet.
 pub fn drive(
     pc: &impl Runs,
     noting: &Noting<'_>,
@@ -70,16 +72,15 @@ pub fn drive(
     running: &Running,
     heard: &Receiver<()>,
     operator: Operator,
+    loading: Option<Loading>,
 ) -> Result<u8, Failure> {
     let begin = Instant::now();
     let limit = running.limit.map(Duration::from_secs);
     if running.snapshot.is_none() {
-        let save = |file: &mut File, progress: &dyn Fn(u64, u64)| {
-            save_to(pc, noting, luggage, file, running.compress, progress)
-        };
+        let keeping = Keeping { noting, luggage };
         let leaver = Leaver::new(pc, noting, luggage);
         let leave = |step: &Leave, to: Option<&mut File>| leaver.step(step, to);
-        return ended(operator.run(pc, limit, &save, &leave)?);
+        return ended(operator.run(pc, limit, keeping, loading, &leave)?);
     }
     let (end, saved) = std::thread::scope(|scope| {
         let machine = scope.spawn(|| pc.run(limit));

@@ -1,6 +1,7 @@
 //! What `run` and `restore --run` have in common: a machine for Linux, its contract, its console and its saving.
 
 pub mod contract;
+mod disks;
 mod drive;
 #[cfg(target_arch = "aarch64")]
 #[path = "engine_arm64.rs"]
@@ -10,6 +11,7 @@ pub mod engine;
 pub mod engine;
 mod leave;
 pub mod links;
+pub mod live;
 pub mod revive;
 pub mod save;
 

@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use evenkeel_capsule::{Reader, cbor};
+use evenkeel_memory::{Loading, Place};
 use evenkeel_monitor::board::{Board, MEMORY_BEGINS, Records};
+use evenkeel_monitor::confine::preflight::Need;
 use evenkeel_monitor::devices::virtio::{Device, block, entropy::Entropy, net};
 use evenkeel_state::{Guest, Image, Noting};
 use evenkeel_surface::Surface;
@@ -17,6 +20,7 @@ use super::contract::{carried, plan, preflight, setup};
 use super::engine::{self, Again};
 use super::save::Luggage;
 use super::{Console, Running, drive, failed};
+use crate::commands::operate::Operator;
 use crate::commands::restore::{One, not_kept};
 use crate::failure::Failure;
 
@@ -34,6 +38,8 @@ pub struct Found<'p> {
     pub records: Records,
     /// Its memory.
     pub ram: Arc<Ram>,
+    /// What fills it, if it is not there yet.
+    pub loading: Option<Loading>,
 }
 
 /// Memory out of a capsule, each chunk verified before it is there.
@@ -48,6 +54,32 @@ pub fn memory(reader: &mut Reader<BufReader<File>>, board: &Board, path: &Path) 
     };
     reader.load(put).map_err(|e| refused(&e))?;
     Ok(Arc::new(ram))
+}
+
+/// Memory that is taken out of a capsule when somebody wants it, each chunk verified before it is there.
+pub fn lazily(
+    reader: &mut Reader<BufReader<File>>,
+    board: &Board,
+    path: &Path,
+    device: Option<BorrowedFd<'_>>,
+) -> Result<(Arc<Ram>, Loading), Failure> {
+    let refused = |e: &evenkeel_capsule::Refused| super::super::capsule::refused(path, e);
+    reader.read_index().map_err(|e| refused(&e))?;
+    let length = usize::try_from(board.memory).map_err(|e| failed(&e))?;
+    let ram = Ram::new(length).map_err(|e| failed(&format!("memory for the guest: {e:?}")))?;
+    let ram = Arc::new(ram);
+    let place = Place { guest: MEMORY_BEGINS, ram: ram.clone(), offset: 0, length: board.memory };
+    let file = File::open(path).map_err(|e| Failure::file(path, &e))?;
+    let guest = evenkeel_memory::Guest::new(vec![place]).map_err(|e| failed(&e))?;
+    let loading = Loading::new(reader, &file, guest, device).map_err(|e| match e {
+        evenkeel_memory::Error::NoUffd(why) => {
+            let missing = Need::Userfaultfd.missing(why);
+            let hint = format!("{}; without --lazy all of it is loaded first", missing.remedy);
+            Failure { exit: 3, ..Failure::bad(format!("--lazy: {}", missing.why), hint) }
+        }
+        other => Failure::file(path, &other),
+    })?;
+    Ok((ram, loading))
 }
 
 /// The devices that the board names, with the backends that were given again.
@@ -102,6 +134,14 @@ pub struct Here<'h> {
     pub running: &'h Running,
 }
 
+/// Does work that touches memory which may not be there yet.
+fn touching<T>(loading: Option<&Loading>, work: impl FnOnce() -> T) -> Result<T, Failure> {
+    match loading {
+        None => Ok(work()),
+        Some(loading) => loading.serve_while(work).map_err(|e| failed(&format!("memory: {e}"))),
+    }
+}
+
 /// Makes the machine again, sets its state, reads it back, and lets it go on to its end. `told` hears what became of its state
 /// before the guest executes anything; nothing of it runs if that refuses. `ran` is set when it begins to run.
 pub fn revive(
@@ -109,10 +149,10 @@ pub fn revive(
     here: &Here<'_>,
     mut one: One,
     ran: &mut bool,
+    operator: Operator,
     told: impl FnOnce(&One) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let Found { path, guest, image, board, records, ram } = found;
-    let operator = here.running.operator()?;
+    let Found { path, guest, image, board, records, ram, loading } = found;
     let contract = guest.contract.as_deref().ok_or_else(|| {
         Failure::bad(
             format!("{}: a machine without a contract", path.display()),
@@ -131,7 +171,8 @@ pub fn revive(
     let system = System::open(&noting).map_err(|e| failed(&e))?;
     let slot = Slot { number: 0, flags: 0, guest: MEMORY_BEGINS, offset: 0, length: ram.len() as u64 };
     let made = Again::make(&system, &image.manifest, slot, &ram).map_err(|e| failed(&e))?;
-    let (made, report) = made.set(&system, image).map_err(|e| failed(&e))?;
+    // Setting state touches memory: the clocks that a guest shares with KVM are there.
+    let (made, report) = touching(loading.as_ref(), || made.set(&system, image))?.map_err(|e| failed(&e))?;
     one.took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
     one.parts = [report.kept, report.running, report.implied];
     one.not_kept = report.not_kept.iter().map(|part| not_kept(part, image)).collect();
@@ -152,7 +193,8 @@ pub fn revive(
 
     let (console, heard) = Console::new(here.running.snapshot_at.as_deref());
     let machine = engine::machine(&system, made, ram, &board, image)?;
-    let machine = engine::board(&machine, &board, &records, devices, console).map_err(|e| failed(&e))?;
+    let machine = touching(loading.as_ref(), || engine::board(&machine, &board, &records, devices, console))?;
+    let machine = machine.map_err(|e| failed(&e))?;
     *ran = true;
-    drive(&machine, &noting, &luggage, here.running, &heard, operator)
+    drive(&machine, &noting, &luggage, here.running, &heard, operator, loading)
 }

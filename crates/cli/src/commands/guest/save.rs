@@ -8,8 +8,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use evenkeel_capsule::{Draft, Exposed, Layout, Provenance, Region, Written};
 use evenkeel_contract::{Contract, document};
 use evenkeel_monitor::board::{MEMORY_BEGINS, Runs};
-use evenkeel_monitor::control::protocol::Saved;
-use evenkeel_monitor::{Error, Phase};
 use evenkeel_state::{Found, Guest, Image, Noting};
 use evenkeel_surface::Surface;
 use evenkeel_sys::Ram;
@@ -58,13 +56,14 @@ impl Luggage {
 
 /// What is saved of a paused machine beside its memory.
 pub struct Packed {
-    /// All of it.
+    /// All of it but memory.
     pub guest: Guest,
     /// How long that took.
     took: Duration,
     gaps: Vec<Found>,
 }
 
+/// Asks a paused machine.
 pub fn pack(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result<Packed, Failure> {
     let begin = Instant::now();
     let manifest = noting.manifest(0).unwrap_or_default();
@@ -86,7 +85,7 @@ pub fn outline(pc: &impl Runs, noting: &Noting<'_>, luggage: &Luggage) -> Result
 }
 
 /// Writes a capsule with the memory of a machine that stands. `progress` hears bytes done and bytes in all.
-fn write(
+pub fn write(
     draft: &Draft,
     ram: &Ram,
     file: &mut File,
@@ -137,30 +136,4 @@ pub fn save(
         anstream::eprintln!("not saved: {}: {}: {}", gap.gap, gap.owner, gap.what);
     }
     Ok(())
-}
-
-/// Saves a machine into an open file. One that runs is paused for that, and goes on.
-pub fn save_to(
-    pc: &impl Runs,
-    noting: &Noting<'_>,
-    luggage: &Luggage,
-    file: &mut File,
-    compress: bool,
-    progress: &dyn Fn(u64, u64),
-) -> Result<Saved, Error> {
-    let told = |e: &dyn std::fmt::Display| Error::Control(format!("the machine was not saved: {e}"));
-    let ran = pc.life().phase() != Phase::Paused;
-    let begin = Instant::now();
-    pc.life().pause()?;
-    let written = pack(pc, noting, luggage).map_err(|e| told(&e.message)).and_then(|packed| {
-        let draft = packed.guest.draft().map_err(|e| told(&e))?;
-        write(&draft, pc.ram(), file, (compress, true), progress).map_err(|e| told(&e))
-    });
-    let stood = begin.elapsed();
-    if ran {
-        // Whatever became of the file, the guest goes on.
-        pc.life().resume()?;
-    }
-    let paused_seconds = if ran { stood.as_secs_f64() } else { 0.0 };
-    Ok(Saved { bytes: written?.length, seconds: stood.as_secs_f64(), paused_seconds })
 }

@@ -127,7 +127,7 @@ impl Arrive {
         }
         mover.say(&Told::Done, None)?;
         drop(mover);
-        drive(&machine, &noting, &luggage, &self.running, &heard, operator)
+        drive(&machine, &noting, &luggage, &self.running, &heard, operator, None)
     }
 
     /// Makes the machine that is offered, if this host keeps what it was promised.

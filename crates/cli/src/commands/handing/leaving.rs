@@ -37,7 +37,7 @@ impl Machine {
 
     /// Where it is.
     pub fn status(&mut self) -> Result<Status, ClientError> {
-        match self.client.ask(Command::Status, None, &mut |_| {})? {
+        match self.client.ask(Command::Status, &[], &mut |_| {})? {
             Answer::Status(status) => Ok(status),
             other => Err(ClientError::Nonsense(format!("{other:?}"))),
         }
@@ -45,7 +45,7 @@ impl Machine {
 
     /// A step of a move.
     pub fn step(&mut self, step: Leave, fd: Option<BorrowedFd<'_>>) -> Result<Left, ClientError> {
-        match self.client.ask(Command::Leave(step), fd, &mut |_| {})? {
+        match self.client.ask(Command::Leave(step), fd.as_slice(), &mut |_| {})? {
             Answer::Left(left) => Ok(left),
             other => Err(ClientError::Nonsense(format!("{other:?}"))),
         }

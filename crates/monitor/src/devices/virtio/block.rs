@@ -16,6 +16,7 @@ use super::chain::{Chain, Side};
 use super::turn::Turn;
 use super::{Counts, Device};
 use crate::Error;
+use crate::board::Disk;
 
 const SECTOR: u64 = 512;
 /// VIRTIO_BLK_F_SEG_MAX.
@@ -221,6 +222,12 @@ impl Device for Block {
 
     fn config_record(&self) -> Vec<u8> {
         cbor::print(&self.config)
+    }
+
+    fn disk(&self) -> Option<Result<Disk, Error>> {
+        let failed = |e: std::io::Error| Error::Device(format!("disk {}: {e}", self.config.id));
+        let disk = |file| Disk { name: self.config.id.clone(), file, length: self.config.bytes };
+        (!self.config.read_only).then(|| self.file.try_clone().map(disk).map_err(failed))
     }
 
     fn counts(&self) -> Counts {

@@ -20,6 +20,7 @@ pub use mmio::{LENGTH, QueueState, State, Transport};
 
 use self::bell::Bell;
 use crate::Error;
+use crate::board::Disk;
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
@@ -104,6 +105,11 @@ pub trait Device: Send {
         if let Some(bell) = self.bell() {
             bell.ring();
         }
+    }
+
+    /// The disk that it is, if the guest may write to it.
+    fn disk(&self) -> Option<Result<Disk, Error>> {
+        None
     }
 
     /// What it did.
