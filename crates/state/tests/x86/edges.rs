@@ -92,6 +92,8 @@ fn kvm_edges_that_are_turned_round_show() {
                 *counts.entry("shown on other hosts").or_default() += 1;
             }
             (None, "") => *counts.entry("documented").or_default() += 1,
+            // A search is a survey of this host; the catalog's scenes show the edge on those that the test runs on.
+            (None, _) if search => *counts.entry("shown on other hosts").or_default() += 1,
             (None, by) => failed.push(format!("{}: {by} does not show it", name(edge))),
         }
     }

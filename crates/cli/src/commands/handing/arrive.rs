@@ -16,12 +16,14 @@ use evenkeel_sys::{Live, Ram, Slot, System};
 
 use super::bundle;
 use super::channel::{Ask, Channel, Told};
+use super::formats::OURS;
 use crate::Global;
 use crate::commands::guest::engine::{self, Again};
 use crate::commands::guest::save::Luggage;
 use crate::commands::guest::{Console, Running, contract, drive, failed, revive};
 use crate::commands::restore::{lost, not_kept};
 use crate::failure::Failure;
+use crate::output;
 
 /// Waits for a guest and runs it. Started by `evenkeel receive` and `evenkeel update`, not by people.
 #[derive(clap::Args)]
@@ -32,6 +34,9 @@ pub struct Arrive {
     /// Parts of its state that need not be kept: `vcpu.0/msr.10`, or the end of that.
     #[arg(long, value_name = "PART")]
     accept: Vec<String>,
+    /// Say which formats are spoken with who moves a guest, and do nothing else.
+    #[arg(long)]
+    formats: bool,
     #[command(flatten)]
     running: Running,
 }
@@ -67,6 +72,11 @@ impl Waiting {
 impl Arrive {
     /// Waits for a guest and runs it to its end.
     pub fn run(self, _global: Global) -> Result<u8, Failure> {
+        if self.formats {
+            let text = serde_json::to_string(&OURS).map_err(|e| failed(&e))?;
+            output::print(&(text + "\n"))?;
+            return Ok(0);
+        }
         let end: io::Result<OwnedFd> = io::stdin().as_fd().try_clone_to_owned();
         let mover = Waiting(Channel::of(end.map_err(|e| failed(&e))?));
         let mut operator = mover.tell(self.running.operator())?;

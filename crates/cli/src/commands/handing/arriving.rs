@@ -12,6 +12,7 @@ use evenkeel_sys::Ram;
 
 use super::bundle;
 use super::channel::{Ask, Channel, Told};
+use super::formats::{Formats, OURS};
 use super::leaving::STATE;
 
 const PAGE: usize = 4096;
@@ -57,6 +58,8 @@ fn failed(e: &dyn std::fmt::Display) -> GuestError {
 impl Process {
     fn start(program: &Path, arguments: &[String]) -> Result<Process, GuestError> {
         let cannot = |e: std::io::Error| GuestError(format!("{} cannot be started: {e}", program.display()));
+        let theirs = Formats::of(program).map_err(cannot)?;
+        OURS.with(theirs).map_err(|why| GuestError(format!("{}: {why}", program.display())))?;
         let (channel, theirs): (Channel, OwnedFd) = Channel::pair().map_err(cannot)?;
         let child = Command::new(program).arg("arrive").args(arguments).stdin(Stdio::from(theirs)).spawn();
         Ok(Process { child: Some(child.map_err(cannot)?), channel, ram: None, touched: Vec::new() })

@@ -13,6 +13,7 @@ pub mod arrive;
 mod arriving;
 pub mod bundle;
 mod channel;
+mod formats;
 mod journal;
 mod leaving;
 pub mod migrate;
