@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::compare::Elapsed;
-use crate::view::{Value, view};
+use crate::single::number_of;
 use crate::{Image, Item, Owner};
 
 /// No TSC runs faster, in kHz. It stands for a rate that the image does not tell.
@@ -150,9 +150,5 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
 
 /// A number of the image by section and field.
 pub(crate) fn number(image: &Image, owner: Owner, section: &str, field: &str) -> Option<u64> {
-    let fields = view(image.item(owner, section)?).ok()?;
-    fields.iter().find(|n| n.name == field).and_then(|n| match n.value {
-        Value::Number(number) => Some(number),
-        Value::Bytes(_) => None,
-    })
+    number_of(image.item(owner, section)?, field)
 }

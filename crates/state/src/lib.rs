@@ -27,6 +27,7 @@ mod pack;
 mod parts;
 pub mod registers;
 mod remake;
+mod single;
 pub mod translate;
 pub mod view;
 pub mod x86;

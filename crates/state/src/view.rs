@@ -135,7 +135,7 @@ fn rule(field: &StateField) -> Rule {
 }
 
 /// The little-endian number of at most 8 bytes that begins at `at`.
-fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
+pub(crate) fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
     let part = bytes.get(at..at.checked_add(size)?)?;
     Some(part.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
 }

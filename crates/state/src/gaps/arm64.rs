@@ -45,7 +45,7 @@ fn manifest(shown: &Shown<'_>) -> Seen {
 
 fn counters(shown: &Shown<'_>) -> Seen {
     shown.each(|vcpu| {
-        let register = |id| shown.by_number(vcpu, "arm64-registers", id).filter(|value| *value != POISON);
+        let register = |id| shown.register(vcpu, "arm64-registers", id).filter(|value| *value != POISON);
         let on = register(PMCR)? & 1 != 0 && register(PMCNTENSET)? != 0;
         on.then(|| "counters of the PMU are on".to_owned())
     })

@@ -11,8 +11,10 @@ use evenkeel_surface::Arch;
 
 use crate::clocks::word;
 use crate::manifest::Noted;
-use crate::view::{Value, view};
-use crate::{Found, Image, Owner, Refused};
+use crate::pack::unpack_registers;
+use crate::single::{number_of, numbers_of};
+use crate::view::number;
+use crate::{Found, Image, Item, Owner, Refused};
 
 /// A gap that an image shows.
 #[derive(Clone, Debug)]
@@ -84,58 +86,60 @@ pub fn looked_for() -> Vec<&'static str> {
     x86::LOOKS.iter().chain(arm64::LOOKS).map(|(id, _)| *id).collect()
 }
 
-/// An image in named numbers.
+/// An image, asked for single numbers. Nothing is decoded but what is asked for: a save looks for gaps while its guest stands still.
 struct Shown<'a> {
     image: &'a Image,
-    numbers: BTreeMap<(Owner, &'a str), BTreeMap<String, u64>>,
-    raw: BTreeMap<(Owner, &'a str), BTreeMap<u64, u64>>,
+    items: BTreeMap<Owner, Vec<&'a Item>>,
 }
 
 impl<'a> Shown<'a> {
     fn of(image: &'a Image) -> Shown<'a> {
-        let mut shown = Shown { image, numbers: BTreeMap::new(), raw: BTreeMap::new() };
+        let mut items: BTreeMap<Owner, Vec<&Item>> = BTreeMap::new();
         for item in &image.items {
-            // What has no view is refused where it is set; here it shows nothing.
-            for field in view(item).unwrap_or_default() {
-                if let Value::Number(number) = field.value {
-                    let key = (item.owner, item.name.as_str());
-                    shown.raw.entry(key).or_default().insert(field.raw, number);
-                    shown.numbers.entry(key).or_default().insert(field.name, number);
-                }
-            }
+            items.entry(item.owner).or_default().push(item);
         }
-        shown
+        Shown { image, items }
+    }
+
+    fn item(&self, owner: Owner, section: &str) -> Option<&'a Item> {
+        self.items.get(&owner)?.iter().find(|item| item.name == section).copied()
     }
 
     fn vcpus(&self) -> impl Iterator<Item = Owner> {
-        let mut owners: Vec<Owner> = self.image.items.iter().map(|i| i.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        owners.into_iter().filter(|o| matches!(o, Owner::Vcpu(_)))
+        self.items.keys().copied().filter(|owner| matches!(owner, Owner::Vcpu(_)))
     }
 
-    /// A number by section and field; `None` where it was not saved.
-    fn get(&self, owner: Owner, section: &'a str, field: &str) -> Option<u64> {
-        self.numbers.get(&(owner, section))?.get(field).copied()
+    /// A number by section and field; `None` where it was not saved, or where the payload does not reach so far.
+    fn get(&self, owner: Owner, section: &str, field: &str) -> Option<u64> {
+        number_of(self.item(owner, section)?, field)
     }
 
     /// As `get`, and 0 where it was not saved.
-    fn or_0(&self, owner: Owner, section: &'a str, field: &str) -> u64 {
+    fn or_0(&self, owner: Owner, section: &str, field: &str) -> u64 {
         self.get(owner, section, field).unwrap_or(0)
     }
 
-    /// The value of an MSR, a register or an attribute by its number.
-    fn by_number(&self, owner: Owner, section: &'a str, number: u64) -> Option<u64> {
-        self.raw.get(&(owner, section))?.get(&number).copied()
+    /// All numbers of a field that a structure has several of.
+    fn all(&self, owner: Owner, section: &str, field: &str) -> Vec<u64> {
+        self.item(owner, section).map(|item| numbers_of(item, field)).unwrap_or_default()
     }
 
-    fn msr(&self, owner: Owner, number: u32) -> Option<u64> {
-        self.by_number(owner, "msrs", u64::from(number))
+    /// The value of a register by its id.
+    fn register(&self, owner: Owner, section: &str, id: u64) -> Option<u64> {
+        let registers = unpack_registers(self.bytes(owner, section)?).ok()?;
+        let (_, value) = registers.into_iter().find(|(register, _)| *register == id)?;
+        number(value, 0, value.len())
+    }
+
+    fn msr(&self, owner: Owner, msr: u32) -> Option<u64> {
+        let entries = self.bytes(owner, "msrs")?.chunks_exact(16);
+        let entry = entries.into_iter().find(|entry| word(entry, 0) == msr)?;
+        number(entry, 8, 8)
     }
 
     /// The payload of an item.
     fn bytes(&self, owner: Owner, section: &str) -> Option<&'a [u8]> {
-        self.image.item(owner, section).map(|i| i.bytes.as_slice())
+        self.item(owner, section).map(|i| i.bytes.as_slice())
     }
 
     /// The calls of this name in the manifest.

@@ -76,15 +76,15 @@ fn pit_phase(shown: &Shown<'_>) -> Seen {
 }
 
 fn line_levels(shown: &Shown<'_>) -> Seen {
-    let register = |name: &str| shown.or_0(Owner::Vm, "irqchip", name);
-    let irr = register("ioapic.irr");
-    let waiting: Vec<String> = (0..24)
-        .filter(|pin| {
-            // Bit 14 of an entry is remote IRR, bit 15 the trigger mode.
-            let entry = register(&format!("ioapic.redirtbl.{pin}"));
+    let irr = shown.or_0(Owner::Vm, "irqchip", "ioapic.irr");
+    let entries = shown.all(Owner::Vm, "irqchip", "ioapic.redirtbl");
+    let waiting: Vec<String> = (0..)
+        .zip(entries)
+        // Bit 14 of an entry is remote IRR, bit 15 the trigger mode.
+        .filter(|(pin, entry): &(u32, u64)| {
             entry >> 15 & 1 != 0 && (entry >> 14 & 1 != 0 || irr >> pin & 1 != 0)
         })
-        .map(|pin| pin.to_string())
+        .map(|(pin, _)| pin.to_string())
         .collect();
     vm_if(!waiting.is_empty(), &format!("lines of the IOAPIC that were raised: {}", waiting.join(", ")))
 }
