@@ -128,6 +128,7 @@ pub trait Runs: Sync {
     /// # Errors
     /// There is no descriptor left.
     fn disks(&self) -> Result<Vec<Disk>, Error>;
+
     /// Another process may use what is behind its devices, until [`Runs::claim`]: see
     /// [`crate::devices::virtio::Device::release`]. It stands.
     ///
