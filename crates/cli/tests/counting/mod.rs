@@ -151,8 +151,10 @@ impl Place {
         let begin = Instant::now();
         while !is() {
             if begin.elapsed() > Duration::from_secs(90) {
-                for name in ["first", "second", "third"] {
-                    eprintln!("{name}: {}", self.errors(name));
+                for file in std::fs::read_dir(self.0.path()).unwrap().flatten().map(|entry| entry.path()) {
+                    if file.extension().is_some_and(|end| end == "err") {
+                        eprintln!("{}: {}", file.display(), std::fs::read_to_string(&file).unwrap());
+                    }
                 }
                 panic!("not so: {what}");
             }
